@@ -1,20 +1,18 @@
-"""Learn Atari Pong from raw pixels with policy gradients: numpy, one file, all cores.
+"""Learn Atari Pong from raw pixels by policy gradients: one file of numpy, on all cores.
 
-    python pg_pong.py                         train from scratch, until Ctrl-C
-    python pg_pong.py --resume                go on from save.p exactly where it stopped
-    python pg_pong.py --learning-rate 1e-3    learn faster than the post did
-    python pg_pong.py --help                  all the flags
+    python pg_pong.py                            train from scratch until Ctrl-C, saving to save.p along the way
+    python pg_pong.py --resume                   go on from save.p as if it had never stopped
+    python pg_pong.py --learning-rate 1e-3       learn faster than in the post
+    python pg_pong.py --help                     all flags
 
-The algorithm is the one of "Deep Reinforcement Learning: Pong from Pixels" (Andrej Karpathy, 2016): play, and then
-make every action that was taken a little more likely if it was followed by a won point, a little less if by a lost one.
+The algorithm is that of "Deep Reinforcement Learning: Pong from Pixels" (Andrej Karpathy, 2016): play by chance, then
+make each action a little more likely if it led to a point won, and a little less likely if it led to a point lost.
 """
 import os
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the products here are tiny: BLAS threads would only get in the way
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # the products are tiny: threads within numpy would only slow them down
 
 import argparse
-import datetime
 import gc
-import itertools
 import math
 import multiprocessing
 import pickle
@@ -24,149 +22,127 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from multiprocessing.connection import wait
 
 import ale_py
 import gymnasium
 import numpy as np
 
-# hyperparameters
-BATCH_SIZE = 10          # episodes per update
-LEARNING_RATE = 1e-4
-GAMMA = 0.99             # discount: a reward counts 0.99 times as much for the action one step earlier
-DECAY_RATE = 0.99        # of RMSProp's running mean of squared gradients
-
-# the model and the game
-D = 80 * 80              # input: the pixels of a difference frame
-H = 200                  # hidden neurons
-UP, DOWN = 2, 3          # the only two of the six actions of the game that are used
-RELU_FLOOR = np.float32(0)
-SAVE_EVERY = 100         # episodes
-FORMAT = 1               # of save.p
-STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+# hyperparameters, as published; each is also a flag
+HYPERPARAMETERS = {
+    "batch_size": 10,        # episodes per update of the weights
+    "learning_rate": 1e-4,
+    "gamma": 0.99,           # discount: a reward counts this much less for each step that lies between
+    "decay_rate": 0.99,      # of RMSProp's running mean of squared gradients
+}
+D, H = 80 * 80, 200          # the network: pixels of the input, hidden neurons
+UP, DOWN = 2, 3              # the two of the game's six actions that are used
+SAVE_EVERY = 100             # episodes
 
 
-# ---- preprocessing: from the screen to the 80x80 picture that the network sees
+# ---- preprocessing: the 80x80 picture that the network sees
 
-# which values of a pixel are background (0) and which are paddles and ball (1): by the red of an RGB frame, and by the
-# emulator's own colour codes, which it hands out 20 times faster
-LIT_RED, LIT_CODE = np.ones((2, 256), np.float32)
-LIT_RED[[0, 144, 109]] = 0
-LIT_CODE[[0, 34, 228]] = 0
-
+LIT_RED, LIT_CODE = np.ones((2, 256), np.float32)   # 1 for paddles and ball, 0 for the background, by a pixel's red ...
+LIT_RED[[0, 109, 144]] = 0
+LIT_CODE[[0, 228, 34]] = 0                          # ... or by its colour code, which the emulator tells much faster
 
 def prepro(frame):
-    """(210, 160, 3) uint8 frame -> (6400,) float32: crop to the field, take every second pixel, erase the background."""
+    """(210, 160, 3) uint8 RGB frame -> (6400,) float32: the field, every second row and column, no background."""
     return LIT_RED[frame[35:195:2, ::2, 0].ravel()]
 
-
 def crop(screen):
-    """(210, 160) uint8 screen of colour codes -> (6400,) uint8: LIT_CODE of it is what prepro makes of the RGB frame."""
-    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()   # the lower byte of each pair is its first pixel
-
+    """(210, 160) uint8 colour codes -> (6400,) uint8. LIT_CODE[crop(screen)] is prepro(frame), bit for bit."""
+    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()   # a pair of pixels as one number: keep its low byte
 
 def difference(codes, previous):
-    """The difference frame: this picture minus the previous one, so that the network sees motion.
-
-    Only a few dozen of its 6400 pixels are not zero, and only those are kept, as (indices, values +1 or -1).
-    """
+    """This picture minus the previous one: what moved. Of its 6400 pixels only the few dozen that are not zero are
+    kept, which leaves every sum over pixels as it is: (their indices, their values +1 or -1 as float32)."""
     changed, = (codes != previous).nonzero()
     return changed, LIT_CODE.take(codes.take(changed)) - LIT_CODE.take(previous.take(changed))
 
 
-# ---- policy: two layers, no biases; W1 (200, 6400) is stored by columns, so that the 200 weights of a pixel lie together
+# ---- policy: W1 (200, 6400) and W2 (200,), no biases. W1 is stored by columns: a pixel's 200 weights lie together
 
 def new_model(rng):
-    """Gaussian weights divided by the square root of the fan-in ("Xavier")."""
+    """Gaussian weights divided by the square root of the fan-in."""
     return {"W1": np.asfortranarray(rng.standard_normal((H, D)) / np.sqrt(D), np.float32),
-            "W2": (rng.standard_normal(H) / np.sqrt(H)).astype(np.float32)}
-
+            "W2": np.asarray(rng.standard_normal(H) / np.sqrt(H), np.float32)}
 
 def policy_forward(model, x):
-    """Probability of going UP, and the hidden layer (200,), for the difference frame x.
-
-    W1 x needs only the columns of W1 whose pixels changed: the zeros of x add nothing.
-    """
-    changed, values = x
-    h = values.dot(model["W1"].T.take(changed, axis=0))    # h = W1 x
-    np.maximum(h, RELU_FLOOR, out=h)                       # relu
+    """Difference frame x -> probability of UP, hidden layer h (200,)."""
+    pixels, values = x
+    h = values.dot(model["W1"].T.take(pixels, axis=0))     # h = W1 x
+    np.maximum(h, 0, out=h)                                # relu
     logit = model["W2"].dot(h)
-    return 0.5 + 0.5 * math.tanh(0.5 * logit), h           # sigmoid(logit) = 1/(1+exp(-logit)), which could overflow
-
+    return 0.5 + 0.5 * math.tanh(0.5 * logit), h           # the sigmoid 1 / (1 + exp(-logit)), safe for all logits
 
 def policy_backward(model, xs, hs, dlogits, gradient):
-    """Write the gradient of sum_t dlogits[t] * logit[t] into gradient, a dict like the model.
+    """Gradient of sum_t dlogits[t] logit[t], by the chain rule backwards through policy_forward.
 
-    xs: the T difference frames, hs: (T, 200) hidden layers, dlogits: (T,), all float32. By the chain rule, where
-    logit = W2 h, h = relu(W1 x):  dW2 = sum_t dlogit h,  dh = dlogit W2 where h > 0,  dW1 = sum_t dh x^T.
+    xs: the episode's T difference frames, hs (T, 200), dlogits (T,), float32. Written into gradient, shaped like model.
     """
-    gradient["W2"][:] = dlogits @ hs
-    dhs = np.outer(dlogits, model["W2"]) * (hs > 0)
-    gradient["W1"][:] = 0
-    for t in range(0, len(xs), 32):                        # 32 steps at a time, and again only the pixels that changed
-        x = np.zeros((len(xs[t:t+32]), D), np.float32)
-        for row, (changed, values) in zip(x, xs[t:t+32]):
-            row[changed] = values
+    gradient["W2"][:] = dlogits @ hs                       # dW2 = sum_t dlogit h
+    dhs = np.outer(dlogits, model["W2"]) * (hs > 0)        # dh = dlogit W2, where the relu let it through
+    gradient["W1"][:] = 0                                  # dW1 = sum_t dh x^T, 32 steps at a time, where x is not zero
+    for t in range(0, len(xs), 32):
+        x = np.zeros((len(xs[t:t + 32]), D), np.float32)
+        for row, (pixels, values) in zip(x, xs[t:t + 32]):
+            row[pixels] = values
         active, = x.any(axis=0).nonzero()
-        gradient["W1"].T[active] += x[:, active].T @ dhs[t:t+32]
+        gradient["W1"].T[active] += x[:, active].T @ dhs[t:t + 32]
 
 
 # ---- returns
 
-def discount_rewards(rewards, gamma=GAMMA):
-    """Discounted return of every step, float64: G_t = r_t + gamma G_{t+1}, starting anew where a point was scored."""
+def discount_rewards(rewards, gamma=0.99):
+    """Return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, cut off wherever a point was scored."""
     returns, running = np.empty(len(rewards)), 0.0
     for t in reversed(range(len(rewards))):
-        running = rewards[t] if rewards[t] != 0 else running * gamma
+        running = rewards[t] if rewards[t] != 0 else gamma * running
         returns[t] = running
     return returns
 
-
 def standardize(returns):
-    """Shift to mean 0, scale to standard deviation 1; returns that are all equal teach nothing and become 0."""
-    spread = returns.std() if np.ptp(returns) > 0 else 1.0
-    return (returns - returns.mean()) / spread
+    """Mean 0, standard deviation 1; all 0 if the returns are all equal and so have nothing to teach."""
+    return (returns - returns.mean()) / (returns.std() if np.ptp(returns) > 0 else 1)
 
 
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong as the post had it (Pong-v0): actions last 2 to 4 frames, and each frame ignores them one time in four."""
+    """Pong with the dynamics of Pong-v0: an action lasts 2 to 4 frames, and each of them ignores it one time in four."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", disable_env_checker=True, **kwargs)
 
-
-def begin_episode(env, state, rng):
-    """Reset the game. All its chance comes from rng and, for the ignored actions, from a stream inside the emulator."""
-    if state is None:
-        env.reset(seed=int(rng.integers(2**31)))
-    else:                                                  # the stream goes on where an earlier episode left it
+def begin_episode(env, rng, state):
+    """Reset the game. Its chance comes from rng and, as to ignored actions, from a stream inside the emulator, which
+    goes on where it stood in state, the emulator's state after an earlier episode (bytes; None seeds it anew)."""
+    if state is not None:
         env.unwrapped.ale.restoreState(ale_py.ALEState(state))
-        env.reset()
+    env.reset(seed=int(rng.integers(2**31)) if state is None else None)
     env.unwrapped.np_random = rng
 
-
-def play_episode(env, model, rng):
-    """Play until one side has 21 points, sampling each action. Yields (x, h, p, up, reward) for every step."""
-    read_screen, over = env.unwrapped.ale.getScreen, False
-    codes = crop(read_screen())                            # so that the first difference is all zeros
+def play(env, model, rng):
+    """Play an episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) for each step."""
+    codes, over = crop(env.unwrapped.ale.getScreen()), False
     while not over:
-        previous, codes = codes, crop(read_screen())
+        previous, codes = codes, crop(env.unwrapped.ale.getScreen())   # the same at first: that difference is all zeros
         x = difference(codes, previous)
         p, h = policy_forward(model, x)
-        up = rng.random() < p
+        up = rng.random() < p                              # sampled: the chance is what explores
         _, reward, terminated, truncated, _ = env.step(UP if up else DOWN)
         over = terminated or truncated
         yield x, h, p, up, reward
 
-
-def learn_from_episode(env, model, gradient, rng, gamma):
-    """Play one episode and write its policy gradient. Returns its score and its number of steps."""
-    xs, hs, ps, ups, rewards = zip(*play_episode(env, model, rng))
+def learn_from_episode(env, model, rng, gamma, gradient):
+    """Play an episode and compute its policy gradient. Returns its score and its number of steps."""
+    xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     advantages = standardize(discount_rewards(rewards, gamma))
-    # the fake label is 1 for UP, 0 for DOWN: label - p is the gradient of log p(action) with respect to the logit.
-    # the next line is where the magic happens: good actions are encouraged, bad ones discouraged
-    dlogits = (np.array(ups) - np.array(ps)) * advantages
+    # the heart of it: the label pretends that each action taken was right; label - p is the gradient of its log
+    # probability; the advantage turns that into "more of this" or "less of this"
+    labels = np.array(ups)                                 # 1 for UP, 0 for DOWN
+    dlogits = (labels - np.array(ps)) * advantages
     policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32), gradient)
     return sum(rewards), len(rewards)
 
@@ -174,10 +150,9 @@ def learn_from_episode(env, model, gradient, rng, gamma):
 # ---- update
 
 def rmsprop(model, cache, gradient, learning_rate, decay_rate):
-    """One step uphill, each weight scaled by the recent size of its own gradient (RMSProp, Tieleman & Hinton 2012)."""
+    """A step uphill, each weight's scaled by the recent size of its gradient (RMSProp; Tieleman and Hinton, 2012)."""
     for k, g in gradient.items():
-        cache[k] *= decay_rate
-        cache[k] += (1 - decay_rate) * g**2
+        cache[k][:] = decay_rate * cache[k] + (1 - decay_rate) * g**2
         model[k] += learning_rate * g / (np.sqrt(cache[k]) + 1e-5)
 
 
@@ -185,274 +160,232 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
 
 @dataclass
 class Run:
-    """All that a run is: what save.p holds, and from which --resume goes on as if it had never stopped."""
-    hyperparameters: dict            # batch_size, learning_rate, gamma, decay_rate
+    """All that a run is: what save.p holds and --resume goes on from."""
+    hyperparameters: dict
     seed: int
-    model: dict                      # W1 (200, 6400), W2 (200,), float32
-    rmsprop_cache: dict              # the same two
-    episode_number: int = 0          # episodes that were learned from
-    running_reward: float = None     # running mean of the scores: the first one, then 0.99 old + 0.01 new
-    episode_rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))   # the score of every episode
-    emulator_states: list = field(default_factory=list)   # bytes, one for each place in the batch (see begin_episode)
+    model: dict                          # W1, W2
+    rmsprop_cache: dict                  # likewise
+    episode_number: int = 0
+    running_reward: float = None         # running mean of the scores: the first one, then 0.99 old + 0.01 new
+    episode_rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))   # the score of each episode
+    emulator_states: list = field(default_factory=list)   # for each place in the batch, see begin_episode
     steps: int = 0
-    seconds: float = 0.0
-
+    seconds: float = 0.0                 # spent training
 
 def new_run(seed, hyperparameters):
-    """A run before its first episode."""
-    model = new_model(np.random.default_rng([seed, 0]))   # episode n will have default_rng([seed, n])
-    return Run(hyperparameters, seed, model, {k: np.zeros_like(v) for k, v in model.items()})
-
+    """A run with random weights. All chance in it comes from [seed, 0] and, for its n-th episode, from [seed, n]."""
+    model = new_model(np.random.default_rng([seed, 0]))
+    return Run(hyperparameters, seed, model, {k: np.zeros_like(w) for k, w in model.items()})
 
 def fingerprint(path):
-    """What tells whether a file is still the one that this run wrote or resumed from; None if there is none."""
-    return (s := os.stat(path)) and (s.st_ino, s.st_size, s.st_mtime_ns) if os.path.exists(path) else None
+    """Tells one version of a file from another; None if there is no file."""
+    if os.path.exists(path):
+        found = os.stat(path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
+def kept_name(path):
+    """The first free one of path.1, path.2, ..."""
+    return next(name for n in range(1, 10**9) if not os.path.lexists(name := f"{path}.{n}"))
 
 def save(run, path, known):
-    """Write run to path, durably, and return the fingerprint of the new file.
-
-    The file is two pickles: the weights alone, as the post's script pickles them, then all else. A file at path whose
-    fingerprint is not known is somebody's other run, and is kept as path.1, path.2, ... Raises OSError.
-    """
-    rest = {"format": FORMAT, **vars(run)}
-    weights = rest.pop("model")
-    temporary = path + ".tmp"
+    """Write run to path and return the new file's fingerprint. A file at path whose fingerprint is not known belongs
+    to another run and is kept under another name. Raises OSError, and then leaves path as it was."""
+    rest = {"format": 1} | vars(run)
+    weights, temporary = rest.pop("model"), path + ".tmp"
     try:
         with open(temporary, "wb") as f:
-            pickle.dump(weights, f, protocol=4)
+            pickle.dump(weights, f, protocol=4)            # first the weights alone: all that the post's script expects
             pickle.dump(rest, f, protocol=4)
             f.flush()
             os.fsync(f.fileno())                           # on the disk before the old file goes
         if fingerprint(path) not in (None, known):
-            os.link(path, kept_as(path))
-        os.replace(temporary, path)                        # at every instant path is one whole file or the other
+            os.link(path, kept_name(path))
+        os.replace(temporary, path)                        # at each instant there is the old file or the new, never half
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
     return fingerprint(path)
 
-
-def kept_as(path):
-    """The next free one of path.1, path.2, ..."""
-    return next(name for n in itertools.count(1) if not os.path.exists(name := f"{path}.{n}"))
-
-
 def load(path):
-    """Read back what save wrote."""
-    with open(path, "rb") as f:
-        weights = pickle.load(f)
-        rest = pickle.load(f)
-    rest.pop("format")
-    return Run(model=weights, **rest)
+    """Read a run back: (Run, the file's fingerprint). Raises OSError, or ValueError if the file holds no run."""
+    try:
+        with open(path, "rb") as f:
+            weights, rest = pickle.load(f), pickle.load(f)
+            del rest["format"]
+            return Run(model=weights, **rest), fingerprint(path)
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as reason:
+        raise ValueError(f"{path} holds no run of this script: {reason}") from reason
 
 
-# ---- training: the weights change only between batches, so the episodes of a batch may be played in any order, by any
-# number of processes. Summing their gradients in the order of the episodes makes the result the same to the last bit.
+# ---- training loop: the weights change only between batches, so the episodes of a batch may be played side by side by
+# any number of processes. Their gradients are summed in the order of the episodes, so the result is the same to the bit.
 
-def as_models(memory, count):
-    """Dicts like the model over shared memory: the weights themselves, then the gradients that workers write."""
-    for flat in np.frombuffer(memory, np.float32).reshape(count, -1):
-        yield {"W1": flat[:D * H].reshape(D, H).T, "W2": flat[D * H:]}
+def as_models(memory):
+    """Shared memory as dicts like the model: first the weights, then the gradient of each episode of a batch."""
+    return [{"W1": flat[:D * H].reshape(D, H).T, "W2": flat[D * H:]}
+            for flat in np.frombuffer(memory, np.float32).reshape(-1, D * H + H)]
 
-
-def work(connection, memory, slots, seed, gamma):
-    """A worker process: plays the episodes that it is sent, until the trainer is gone."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)              # Ctrl-C reaches all processes; the trainer decides
+def work(connection, memory, seed, gamma):
+    """A worker process: plays the episodes that it is told to, as long as the trainer lives."""
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)              # Ctrl-C is for the trainer, but reaches every process
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    model, *gradients = as_models(memory, 1 + slots)
+    model, *gradients = as_models(memory)
     env = make_env()
-    gc.disable()                                           # looking for reference cycles, of which there are none, costs 1%
+    gc.disable()                                           # there are no reference cycles, and the search costs 1%
     while True:
-        place, episode, state, slot = connection.recv()
+        place, episode, state = connection.recv()
         rng = np.random.default_rng([seed, episode])
-        begin_episode(env, state, rng)
-        score, steps = learn_from_episode(env, model, gradients[slot], rng, gamma)
-        state = env.unwrapped.ale.cloneState(include_rng=True).serialize()
-        connection.send((place, slot, score, steps, state))
-
-
-def available_cores():
-    """Cores that this process may use: fewer than the machine has, in many a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def start_workers(run, count, slots):
-    """Start the processes. Returns them, a connection to each, the shared weights and the shared gradients."""
-    context = multiprocessing.get_context("spawn")         # the only way that works alike on every system
-    memory = context.RawArray("f", (1 + slots) * (D * H + H))
-    model, *gradients = as_models(memory, 1 + slots)
-    processes, connections = [], []
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not hit a worker half started
-    for _ in range(count):
-        connection, far_end = context.Pipe()
-        process = context.Process(target=work, daemon=True,
-                                  args=(far_end, memory, slots, run.seed, run.hyperparameters["gamma"]))
-        process.start()
-        far_end.close()
-        processes.append(process)
-        connections.append(connection)
-    signal.signal(signal.SIGINT, handler)
-    return processes, connections, model, gradients
-
-
-class WorkerDied(Exception):
-    """A worker process ended before it was told to."""
-
-
-def play_batch(run, connections, gradients, total, stopped):
-    """Have one batch played; its gradient is left in total. Returns (scores, steps), or None if stopped meanwhile."""
-    size = run.hyperparameters["batch_size"]
-    states = run.emulator_states[:size] + [None] * (size - len(run.emulator_states))
-    scores, all_steps, waiting = [], 0, {}
-    idle, free, sent = list(connections), list(range(len(gradients))), 0
-    for g in total.values():
-        g[:] = 0
-    while len(scores) < size:
-        while idle and free and sent < size:               # episodes differ in length: hand them out one at a time
-            idle.pop().send((sent, run.episode_number + sent + 1, states[sent], free.pop()))
-            sent += 1
-        for connection in wait(connections, timeout=0.2):
-            try:
-                place, *result = connection.recv()
-            except (EOFError, OSError):
-                raise WorkerDied("a worker process died: killed, or out of memory?") from None
-            waiting[place] = result
-            idle.append(connection)
-        while len(scores) in waiting:                      # add up in the order of the episodes
-            slot, score, steps, states[len(scores)] = waiting.pop(len(scores))
-            for k in total:
-                total[k] += gradients[slot][k]
-            free.append(slot)
-            scores.append(score)
-            all_steps += steps
-        if stopped():
-            return None
-    run.emulator_states = states
-    return scores, all_steps
-
+        begin_episode(env, rng, state)
+        score, steps = learn_from_episode(env, model, rng, gamma, gradients[place])
+        connection.send((place, (score, steps, env.unwrapped.ale.cloneState(include_rng=True).serialize())))
 
 def learn(run, workers, stopped=lambda: False):
-    """Play a batch and update the weights, over and over until stopped() is true. Yields the scores of each batch."""
-    size = run.hyperparameters["batch_size"]
-    workers = min(workers, size)
-    processes, connections, shared, gradients = start_workers(run, workers, min(size, workers + 8))
-    for k in shared:
-        shared[k][:] = run.model[k]
-    run.model = shared
-    total = {k: np.empty_like(v) for k, v in shared.items()}
+    """Play a batch and update the weights, time and again until stopped(). Yields the scores of each batch."""
+    size, learning_rate, gamma, decay_rate = run.hyperparameters.values()
+    context = multiprocessing.get_context("spawn")         # the way that works on every system
+    memory = context.RawArray("f", (1 + size) * (D * H + H))
+    model, *gradients = as_models(memory)
+    for k in model:
+        model[k][:] = run.model[k]
+    run.model = model
+    processes, connections = [], []
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)   # inherited, so that Ctrl-C spares a worker half started
+    for _ in range(min(workers, size)):
+        connection, far_end = context.Pipe()
+        connections.append(connection)
+        processes.append(context.Process(target=work, args=(far_end, memory, run.seed, gamma), daemon=True))
+        processes[-1].start()
+        far_end.close()
+    signal.signal(signal.SIGINT, handler)
     try:
         while True:
-            begun = time.monotonic()
-            played = play_batch(run, connections, gradients, total, stopped)
-            if played is None:
-                return
-            scores, steps = played
-            rmsprop(run.model, run.rmsprop_cache, total, run.hyperparameters["learning_rate"],
-                    run.hyperparameters["decay_rate"])
+            begun, idle, results = time.monotonic(), list(connections), {}
+            states = (run.emulator_states + [None] * size)[:size]
+            tasks = [(place, run.episode_number + 1 + place, states[place]) for place in range(size)]
+            while len(results) < size:
+                while idle and tasks:                      # one at a time, since episodes differ in length
+                    idle.pop().send(tasks.pop(0))
+                for connection in wait(connections, timeout=0.2):
+                    place, results[place] = connection.recv()
+                    idle.append(connection)
+                if stopped():
+                    return
+            gradient = gradients[0]
+            for k in gradient:
+                for other in gradients[1:]:
+                    gradient[k] += other[k]
+            rmsprop(model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
+            scores, steps, states = zip(*(results[place] for place in range(size)))
             for score in scores:
                 run.running_reward = score if run.running_reward is None else 0.99 * run.running_reward + 0.01 * score
             run.episode_rewards = np.append(run.episode_rewards, np.array(scores, np.int8))
+            run.emulator_states = list(states)
             run.episode_number += size
-            run.steps += steps
+            run.steps += sum(steps)
             run.seconds += time.monotonic() - begun
             yield scores
     finally:
         for process in processes:
             process.kill()
+            process.join()
 
-
-def status(run, scores, start, start_steps, start_episode):
-    """What there is to say after a batch: one line."""
-    elapsed = time.monotonic() - start
-    return (f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}  "
-            f"{(run.steps - start_steps) / elapsed:.0f} steps/s  "
-            f"{(run.episode_number - start_episode) / elapsed:.2f} episodes/s  "
-            f"{datetime.timedelta(seconds=round(elapsed))}")
-
-
-def show(line, lasting):
+def show(line, lasting=True):
     """Print a line; on a terminal the next one takes its place unless it is lasting."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
-        print("\r" + line[:width].ljust(width), end="\n" if lasting else "", flush=True)
-    else:
-        print(line, flush=True)
-
+        line = "\r" + line[:None if lasting else width].ljust(width)
+    print(line, end="\n" if lasting or not sys.stdout.isatty() else "", flush=True)
 
 def train(run, path, known, workers, episodes):
-    """Train until the run has that many episodes (None: for ever), or until Ctrl-C or SIGTERM; save along the way."""
+    """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
+    if episodes and run.episode_number >= episodes:
+        return show(f"{path} has {run.episode_number} episodes already; nothing to do")
     received, saved = [], run.episode_number
-    for number in STOP_SIGNALS:
+    start, first_episode, first_step = time.monotonic(), run.episode_number, run.steps
+    for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda number, frame: received.append(number))
-    start = time.monotonic(), run.steps, run.episode_number
-    error = None
-    try:
-        for scores in learn(run, workers, stopped=lambda: received):
-            due = run.episode_number // SAVE_EVERY > saved // SAVE_EVERY
-            show(status(run, scores, *start), lasting=due)
-            if due:
-                known, saved = save(run, path, known), run.episode_number
-            if episodes and run.episode_number >= episodes:
-                break
-    except WorkerDied as died:
-        error = str(died)
+    resume = "python pg_pong.py --resume" + (f" --save {path}" if path != "save.p" else "")
+    show(f"{min(workers, run.hyperparameters['batch_size'])} workers play; {path} is saved every {SAVE_EVERY} episodes "
+         f"and on Ctrl-C. Go on with: {resume}")
+    for scores in learn(run, workers, stopped=lambda: received):
+        elapsed, due = time.monotonic() - start, run.episode_number // SAVE_EVERY > saved // SAVE_EVERY
+        show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}  "
+             f"{(run.steps - first_step) / elapsed:.0f} steps/s  "
+             f"{(run.episode_number - first_episode) / elapsed:.1f} episodes/s  "
+             f"{timedelta(seconds=round(elapsed))}", lasting=due)
+        if due:
+            known, saved = save(run, path, known), run.episode_number
+        if episodes and run.episode_number >= episodes:
+            break
     if run.episode_number > saved:
-        known, saved = save(run, path, known), run.episode_number
-    show(f"saved {path} at episode {saved}", lasting=True)
-    if error:
-        fail(error, status=1)
+        save(run, path, known)
+    show(f"{path} holds the run up to episode {run.episode_number}. Go on with: {resume}" if run.episode_number
+         else "stopped before the first update; nothing to save")
 
 
 # ---- command line
 
-def fail(message, status=2):
-    """End with one line on stderr."""
+def fail(message):
+    """End with one line on stderr and exit status 2."""
     print(f"pg_pong.py: {message}", file=sys.stderr)
-    sys.exit(status)
-
+    sys.exit(2)
 
 def number(kind, low, high):
-    """For argparse: a number of that kind from low to high."""
+    """For argparse: a number from low to high."""
     def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
+        if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-    parse.__name__ = "number" if kind is float else "whole number"
+        return kind(text)
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
     return parse
 
+def available_cores():
+    """The cores that this process may use, which in a container are not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def main():
-    """Read the command line and do what it says."""
-    parser = argparse.ArgumentParser(description="Learn Atari Pong from raw pixels with policy gradients.",
-                                     allow_abbrev=False)
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     description=__doc__.partition("\n\nThe algorithm")[0])
     parser.error = lambda message: fail(f"{message}; see python pg_pong.py --help")
-    add = parser.add_argument
-    add("--resume", action="store_true", help="go on from the saved run, with its hyperparameters and seed unless given")
-    add("--save", metavar="PATH", default="save.p", help="where the run is saved (default save.p)")
-    add("--episodes", type=number(int, 1, 10**9), metavar="N", help="stop when the run has N episodes in all, "
-        "rounded up to whole batches (default: train until Ctrl-C)")
-    add("--workers", type=number(int, 1, 1000), metavar="N", help="processes that play, at most one for each episode of a "
-        "batch (default: one for each core)")
-    add("--seed", type=number(int, 0, 2**32 - 1), metavar="N", help="of all the chance in the run (default 0)")
-    add("--batch-size", type=number(int, 1, 1000), metavar="N", help=f"episodes per update (default {BATCH_SIZE})")
-    add("--learning-rate", type=number(float, 1e-12, 1), metavar="X", help=f"of RMSProp (default {LEARNING_RATE})")
-    add("--gamma", type=number(float, 0, 1), metavar="X", help=f"discount of rewards per step (default {GAMMA})")
-    add("--decay-rate", type=number(float, 0, 1), metavar="X", help=f"of RMSProp's mean square (default {DECAY_RATE})")
+    def add(flag, help, *limits, default=None):
+        parser.add_argument(flag, help=help, type=number(*limits), metavar="N" if limits[0] is int else "X",
+                            default=default)
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the saved run, with its seed and hyperparameters unless given anew")
+    parser.add_argument("--save", metavar="PATH", default="save.p", help="where the run is saved (default: save.p)")
+    add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)", int, 1, 10**9)
+    add("--workers", "processes that play, at most one per episode of a batch (default: one per core)", int, 1, 1000,
+        default=available_cores())
+    add("--seed", "the same seed gives the same run, bit for bit (default: 0)", int, 0, 2**32 - 1)
+    add("--batch-size", "episodes per update of the weights (default: 10)", int, 1, 100)
+    add("--learning-rate", "step size of RMSProp (default: 1e-4)", float, 0, 1)
+    add("--gamma", "discount of rewards per step (default: 0.99)", float, 0, 1)
+    add("--decay-rate", "memory of RMSProp per update (default: 0.99)", float, 0, 1)
     args = parser.parse_args()
-    flags = {k: v for k in ("batch_size", "learning_rate", "gamma", "decay_rate") if (v := getattr(args, k)) is not None}
-    known = None
+
+    given = {k: getattr(args, k) for k in HYPERPARAMETERS if getattr(args, k) is not None}
+    try:
+        run, known = load(args.save) if os.path.exists(args.save) or args.resume else (None, None)
+    except (OSError, ValueError) as reason:
+        if args.resume:
+            fail(reason)
+        run, known = None, None
     if args.resume:
-        run = load(args.save)
-        known = fingerprint(args.save)
-        run.hyperparameters |= flags
+        run.hyperparameters |= given
         run.seed = run.seed if args.seed is None else args.seed
+        opening = f"Resuming {args.save} at episode {run.episode_number}, running mean {run.running_reward:+.2f}"
     else:
-        run = new_run(args.seed or 0, {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "gamma": GAMMA,
-                                       "decay_rate": DECAY_RATE} | flags)
-    train(run, args.save, known, args.workers or available_cores(), args.episodes)
+        opening = "Starting from scratch"
+        if os.path.exists(args.save):
+            held = f"a run at episode {run.episode_number}, running mean {run.running_reward:+.2f}" if run else "something else"
+            opening = (f"{args.save} holds {held}; it will be kept as {kept_name(args.save)}; "
+                       "use --resume to continue it")
+        run, known = new_run(args.seed or 0, HYPERPARAMETERS | given), None
+    settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run.hyperparameters.items())
+    show(f"Learning Pong from pixels with seed {run.seed}, {settings}. {opening}")
+    train(run, args.save, known, args.workers, args.episodes)
 
 
 if __name__ == "__main__":
