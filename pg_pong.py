@@ -13,12 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # the products are tiny: threads
 
 import argparse
 import gc
+import io
 import math
 import multiprocessing
 import pickle
+import shlex
 import shutil
 import signal
+import struct
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -39,6 +43,13 @@ HYPERPARAMETERS = {
 D, H = 80 * 80, 200          # the network: pixels of the input, hidden neurons
 UP, DOWN = 2, 3              # the two of the game's six actions that are used
 SAVE_EVERY = 100             # episodes
+SIZE_LIMIT = 256 << 20       # bytes of a file that is read
+RANGES = {                   # what is admitted, from the command line and from files
+    "batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1), "decay_rate": (float, 0, 1),
+    "seed": (int, 0, 2**32 - 1), "episodes": (int, 1, 10**9), "workers": (int, 1, 1000), "episode_number": (int, 1, 10**9),
+    "running_reward": (float, -21, 21), "steps": (int, 1, 10**15), "seconds": (float, 0, 10**12),
+}
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 # ---- preprocessing: the 80x80 picture that the network sees
@@ -117,11 +128,16 @@ def make_env(**kwargs):
 
 def begin_episode(env, rng, state):
     """Reset the game. Its chance comes from rng and, as to ignored actions, from a stream inside the emulator, which
-    goes on where it stood in state, the emulator's state after an earlier episode (bytes; None seeds it anew)."""
-    if state is not None:
-        env.unwrapped.ale.restoreState(ale_py.ALEState(state))
+    goes on where it stood in state, the emulator's state after an earlier episode (bytes). Without a state that the
+    emulator accepts it is seeded anew, and False is returned."""
+    try:
+        if state is not None:
+            env.unwrapped.ale.restoreState(ale_py.ALEState(state))
+    except (RuntimeError, SystemError):                    # the state is damaged, or of another version
+        state = None
     env.reset(seed=int(rng.integers(2**31)) if state is None else None)
     env.unwrapped.np_random = rng
+    return state is not None
 
 def play(env, model, rng):
     """Play an episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) for each step."""
@@ -172,9 +188,9 @@ class Run:
     steps: int = 0
     seconds: float = 0.0                 # spent training
 
-def new_run(seed, hyperparameters):
-    """A run with random weights. All chance in it comes from [seed, 0] and, for its n-th episode, from [seed, n]."""
-    model = new_model(np.random.default_rng([seed, 0]))
+def new_run(seed, hyperparameters, model=None):
+    """A run from random weights, or given ones. Its chance comes from [seed, 0] and, in its n-th episode, [seed, n]."""
+    model = model or new_model(np.random.default_rng([seed, 0]))
     return Run(hyperparameters, seed, model, {k: np.zeros_like(w) for k, w in model.items()})
 
 def fingerprint(path):
@@ -186,6 +202,13 @@ def fingerprint(path):
 def kept_name(path):
     """The first free one of path.1, path.2, ..."""
     return next(name for n in range(1, 10**9) if not os.path.lexists(name := f"{path}.{n}"))
+
+def keep(path):
+    """Give the file at path another name, so that it is not overwritten."""
+    try:
+        os.link(path, kept_name(path))                     # and leave it there, so that there is a file all the time
+    except OSError:                                        # on a disk that knows no second names
+        os.rename(path, kept_name(path))
 
 def save(run, path, known):
     """Write run to path and return the new file's fingerprint. A file at path whose fingerprint is not known belongs
@@ -199,22 +222,134 @@ def save(run, path, known):
             f.flush()
             os.fsync(f.fileno())                           # on the disk before the old file goes
         if fingerprint(path) not in (None, known):
-            os.link(path, kept_name(path))
+            keep(path)
         os.replace(temporary, path)                        # at each instant there is the old file or the new, never half
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
     return fingerprint(path)
 
+def expect(condition, otherwise):
+    if not condition:
+        raise ValueError(otherwise)
+
 def load(path):
-    """Read a run back: (Run, the file's fingerprint). Raises OSError, or ValueError if the file holds no run."""
+    """Read a run back, or begin one with the weights in a file of the post's script. Returns (Run, fingerprint).
+
+    Raises OSError, or ValueError saying why the file is refused, for it may come from anybody.
+    """
+    expect(os.stat(path).st_size <= SIZE_LIMIT and os.path.isfile(path), f"it is no file of at most {SIZE_LIMIT >> 20} MB")
+    mark = fingerprint(path)
+    with open(path, "rb") as f:
+        data = io.BytesIO(f.read(SIZE_LIMIT))
     try:
-        with open(path, "rb") as f:
-            weights, rest = pickle.load(f), pickle.load(f)
-            del rest["format"]
-            return Run(model=weights, **rest), fingerprint(path)
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as reason:
-        raise ValueError(f"{path} holds no run of this script: {reason}") from reason
+        model = checked("model", Unpickler(data).load())
+        if data.tell() == len(data.getbuffer()):
+            return new_run(0, dict(HYPERPARAMETERS), model), mark
+        rest = Unpickler(data).load()
+        expect(rest.pop("format") == 1, "it is of another format")
+        rest["rmsprop_cache"] = checked("rmsprop_cache", rest["rmsprop_cache"])
+        rest["episode_rewards"] = rest["episode_rewards"].value
+        run = Run(model=model, **rest)
+        expect(all((g >= 0).all() for g in run.rmsprop_cache.values()), "rmsprop_cache is negative")
+        expect(run.hyperparameters.keys() == HYPERPARAMETERS.keys(), "it has other hyperparameters")
+        for name, value in (vars(run) | run.hyperparameters).items():
+            kind, low, high = RANGES.get(name, (object, 0, 0))
+            expect(kind is object or type(value) is kind and low <= value <= high, f"{name} is out of range")
+        scores, states = run.episode_rewards, run.emulator_states
+        expect(scores.dtype == np.int8 and scores.shape == (run.episode_number,), "episode_rewards do not fit")
+        expect(type(states) is list and all(type(s) is bytes for s in states), "emulator_states are not bytes")
+    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, TypeError,
+            pickle.UnpicklingError, struct.error) as damage:
+        raise ValueError(f"it is damaged ({type(damage).__name__}: {damage})") from None
+    return run, mark
+
+def checked(name, weights):
+    """The dict {"W1": Array, "W2": Array} as it must be, with float32 arrays; ValueError if it is not."""
+    expect(type(weights) is dict and weights.keys() == {"W1", "W2"}, f"{name} is not W1 and W2")
+    weights = {k: weights[k].value for k in ("W1", "W2")}
+    shapes = [w.shape for w in weights.values()]
+    expect(shapes == [(H, D), (H,)], f"{name} has the shapes {shapes}, not {[(H, D), (H,)]}")
+    with np.errstate(over="ignore"):
+        weights = {k: np.array(w, np.float32, order="F") for k, w in weights.items()}
+    expect(finite(weights), f"{name} is not finite")
+    return weights
+
+def finite(weights):
+    return all(np.isfinite(w).all() for w in weights.values())
+
+class Array:
+    """Stands for an array or a dtype while a file is read: pickles make them empty and fill them later."""
+    def __init__(self, value=None):
+        self.value = value
+
+    def fill(self, state):
+        if isinstance(self.value, np.dtype):
+            self.value = self.value.newbyteorder(state[1])
+        else:
+            _, shape, dtype, fortran, data = state
+            data = data.encode("latin1") if isinstance(data, str) else data            # Python 2 has no bytes
+            self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
+
+def make_dtype(code, *_):
+    expect(code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"), f"refused dtype {code!r:.40}")
+    return Array(np.dtype(code))
+
+def make_array(data, dtype, shape, order):
+    return Array(np.frombuffer(data, dtype.value).reshape(shape, order=order))
+
+class Counted(dict):
+    """The instructions of the pickle machine, 100,000 at most: a run takes some hundreds, and a bomb billions."""
+    left = 100_000
+
+    def __getitem__(self, code):
+        self.left -= 1
+        expect(code in self and self.left, f"refused pickle instruction {bytes([code])}")
+        return super().__getitem__(code)
+
+class Unpickler(pickle._Unpickler):
+    """A pickle is a program that may do anything. Here runs the library's own machine for it, the one in Python, with
+    only those instructions that build containers, numbers, strings, bytes and arrays, and knows no other functions."""
+    safe = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING
+        BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT DICT
+        EMPTY_LIST LIST APPEND APPENDS SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL
+        STACK_GLOBAL REDUCE BUILD""".split()
+    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in safe}
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]                     # does not trust the length
+    # tuples are read as lists: a tuple of tuples of tuples can take for ever to hash, and a list is never hashed
+    dispatch[pickle.EMPTY_TUPLE[0]] = dispatch[pickle.EMPTY_LIST[0]]
+    dispatch[pickle.TUPLE[0]] = dispatch[pickle.LIST[0]]
+    for n, code in enumerate([pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3], 1):
+        dispatch[code[0]] = lambda self, n=n: self.stack.__setitem__(slice(-n, None), [self.stack[-n:]])
+    dispatch[pickle.BUILD[0]] = lambda self: Array.fill(self.stack[-2], self.stack.pop())
+    functions = {
+        "numpy.dtype": make_dtype, "numpy.ndarray": None, "_codecs.encode": lambda text, _: text.encode("latin1"),
+        "numpy.core.multiarray._reconstruct": lambda *_: Array(), "numpy.core.numeric._frombuffer": make_array,   # numpy 1
+        "numpy._core.multiarray._reconstruct": lambda *_: Array(), "numpy._core.numeric._frombuffer": make_array,   # 2
+    }
+
+    def __init__(self, f):
+        super().__init__(f, encoding="latin1")
+        self.dispatch = Counted(self.dispatch)
+
+    def find_class(self, module, name):
+        expect(f"{module}.{name}" in self.functions, f"refused {module}.{name}")
+        return self.functions[f"{module}.{name}"]
+
+def lock(path):
+    """Keep others from training on path. Returns an open file that holds the lock until this process ends, however it
+    ends: the file that it leaves behind locks nothing. None if another process holds it. Raises OSError."""
+    f = open(path + ".lock", "a")
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return f
 
 
 # ---- training loop: the weights change only between batches, so the episodes of a batch may be played side by side by
@@ -227,21 +362,29 @@ def as_models(memory):
 
 def work(connection, memory, seed, gamma):
     """A worker process: plays the episodes that it is told to, as long as the trainer lives."""
-    for number in signal.SIGINT, signal.SIGTERM:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)              # Ctrl-C is for the trainer, but reaches every process
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     model, *gradients = as_models(memory)
     env = make_env()
+    np.seterr(all="ignore")                                # learn() looks whether the weights are finite
     gc.disable()                                           # there are no reference cycles, and the search costs 1%
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)           # the emulator's grumbling
     while True:
         place, episode, state = connection.recv()
         rng = np.random.default_rng([seed, episode])
-        begin_episode(env, rng, state)
+        carried = begin_episode(env, rng, state)
         score, steps = learn_from_episode(env, model, rng, gamma, gradients[place])
-        connection.send((place, (score, steps, env.unwrapped.ale.cloneState(include_rng=True).serialize())))
+        after = env.unwrapped.ale.cloneState(include_rng=True).serialize()
+        connection.send((place, (score, steps, after, state is not None and not carried)))
+
+class RunEnded(Exception):
+    """Training cannot go on; says why."""
 
 def learn(run, workers, stopped=lambda: False):
-    """Play a batch and update the weights, time and again until stopped(). Yields the scores of each batch."""
+    """Play a batch and update the weights, time and again until stopped(). Yields the scores of each batch.
+
+    Raises RunEnded if a worker died, with run as of the last batch, or if the weights are no longer finite."""
     size, learning_rate, gamma, decay_rate = run.hyperparameters.values()
     context = multiprocessing.get_context("spawn")         # the way that works on every system
     memory = context.RawArray("f", (1 + size) * (D * H + H))
@@ -264,19 +407,29 @@ def learn(run, workers, stopped=lambda: False):
             states = (run.emulator_states + [None] * size)[:size]
             tasks = [(place, run.episode_number + 1 + place, states[place]) for place in range(size)]
             while len(results) < size:
-                while idle and tasks:                      # one at a time, since episodes differ in length
-                    idle.pop().send(tasks.pop(0))
-                for connection in wait(connections, timeout=0.2):
-                    place, results[place] = connection.recv()
-                    idle.append(connection)
+                try:
+                    while idle and tasks:                  # one at a time, since episodes differ in length
+                        idle.pop().send(tasks.pop(0))
+                    for connection in wait(connections, timeout=0.2):
+                        place, results[place] = connection.recv()
+                        idle.append(connection)
+                except (EOFError, ConnectionError):
+                    raise RunEnded("a worker process died (killed? out of memory?)") from None
                 if stopped():
                     return
             gradient = gradients[0]
             for k in gradient:
                 for other in gradients[1:]:
                     gradient[k] += other[k]
-            rmsprop(model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
-            scores, steps, states = zip(*(results[place] for place in range(size)))
+            with np.errstate(all="ignore"):
+                rmsprop(model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
+            if not finite(model) or not finite(run.rmsprop_cache):
+                raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were not "
+                               "saved. Resume the last save with a smaller --learning-rate")
+            scores, steps, states, refused = zip(*(results[place] for place in range(size)))
+            if any(refused):
+                complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
+                         "the run is no longer identical to one without a stop")
             for score in scores:
                 run.running_reward = score if run.running_reward is None else 0.99 * run.running_reward + 0.01 * score
             run.episode_rewards = np.append(run.episode_rewards, np.array(scores, np.int8))
@@ -297,39 +450,74 @@ def show(line, lasting=True):
         line = "\r" + line[:None if lasting else width].ljust(width)
     print(line, end="\n" if lasting or not sys.stdout.isatty() else "", flush=True)
 
+def complain(message):
+    """One line on stderr, below the live line if there is one."""
+    if sys.stdout.isatty():
+        show("", lasting=False)
+        print("\r", end="", flush=True)
+    print(f"pg_pong.py: {message}", file=sys.stderr)
+
+def fail(message, status=2):
+    complain(message)
+    sys.exit(status)
+
+def resume_command(path):
+    return "python pg_pong.py --resume" + (f" --save {shlex.quote(path)}" if path != "save.p" else "")
+
 def train(run, path, known, workers, episodes):
     """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
-    if episodes and run.episode_number >= episodes:
-        return show(f"{path} has {run.episode_number} episodes already; nothing to do")
-    received, saved = [], run.episode_number
+    received, saved, failing, error = [], run.episode_number, False, None
     start, first_episode, first_step = time.monotonic(), run.episode_number, run.steps
-    for number in signal.SIGINT, signal.SIGTERM:
-        signal.signal(number, lambda number, frame: received.append(number))
-    resume = "python pg_pong.py --resume" + (f" --save {path}" if path != "save.p" else "")
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
+            signal.signal(number, lambda number, frame: received.append(number))
     show(f"{min(workers, run.hyperparameters['batch_size'])} workers play; {path} is saved every {SAVE_EVERY} episodes "
-         f"and on Ctrl-C. Go on with: {resume}")
-    for scores in learn(run, workers, stopped=lambda: received):
-        elapsed, due = time.monotonic() - start, run.episode_number // SAVE_EVERY > saved // SAVE_EVERY
-        show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}  "
-             f"{(run.steps - first_step) / elapsed:.0f} steps/s  "
-             f"{(run.episode_number - first_episode) / elapsed:.1f} episodes/s  "
-             f"{timedelta(seconds=round(elapsed))}", lasting=due)
-        if due:
-            known, saved = save(run, path, known), run.episode_number
-        if episodes and run.episode_number >= episodes:
-            break
-    if run.episode_number > saved:
-        save(run, path, known)
-    show(f"{path} holds the run up to episode {run.episode_number}. Go on with: {resume}" if run.episode_number
-         else "stopped before the first update; nothing to save")
+         f"and on Ctrl-C. Go on with: {resume_command(path)}")
+    try:
+        for scores in learn(run, workers, stopped=lambda: received):
+            elapsed = time.monotonic() - start
+            due = run.episode_number % SAVE_EVERY < len(scores)
+            show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}  "
+                 f"{(run.steps - first_step) / elapsed:.0f} steps/s  "
+                 f"{(run.episode_number - first_episode) / elapsed:.1f} episodes/s  "
+                 f"{timedelta(seconds=round(elapsed))}", lasting=due)
+            if due:
+                try:
+                    known, saved, failing = save(run, path, known), run.episode_number, False
+                except OSError as problem:
+                    if not failing:
+                        complain(f"cannot save to {path} ({problem.strerror}); training goes on, and the next save tries again")
+                    failing = True
+            if episodes and run.episode_number >= episodes:
+                break
+    except RunEnded as reason:
+        error = str(reason)
+    except OSError as problem:                                         # as when the reader of a pipe went away
+        error = f"training ended: {problem.strerror}"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if run.episode_number > saved and finite(run.model) and finite(run.rmsprop_cache):
+        path, saved = save_somewhere(run, path, known), run.episode_number
+    show(f"{path} holds the run up to episode {saved}. Go on with: {resume_command(path)}" if saved
+         else "stopped before the first save; there is nothing to resume")
+    if error:
+        fail(error, status=1)
+
+def save_somewhere(run, path, known):
+    """Save at the end of a run: at path, or else in the home folder or that for temporary files. Returns where."""
+    failures = []
+    for place in path, os.path.expanduser("~/pg_pong-save.p"), os.path.join(tempfile.gettempdir(), "pg_pong-save.p"):
+        try:
+            save(run, place, known if place == path else None)
+        except OSError as problem:
+            failures.append(f"cannot save to {place} ({problem.strerror})")
+        else:
+            for failure in failures:
+                complain(failure)
+            return place
+    fail(f"{'; '.join(failures)}: what was learned since the last save is lost", status=1)
 
 
 # ---- command line
-
-def fail(message):
-    """End with one line on stderr and exit status 2."""
-    print(f"pg_pong.py: {message}", file=sys.stderr)
-    sys.exit(2)
 
 def number(kind, low, high):
     """For argparse: a number from low to high."""
@@ -344,49 +532,71 @@ def available_cores():
     """The cores that this process may use, which in a container are not all that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
+def described(run):
+    return f"episode {run.episode_number}, running mean {run.running_reward:+.2f}" if run.episode_number else "episode 0"
+
+def open_run(args):
+    """The run that the command line asks for. Returns it, its file's fingerprint, and a line that says what it is."""
+    flags = {k: getattr(args, k) for k in HYPERPARAMETERS if getattr(args, k) is not None}
+    run, refusal = None, f"there is no {args.save}; start a run with python pg_pong.py"
+    if os.path.lexists(args.save):
+        try:
+            run, known = load(args.save)
+        except OSError as problem:
+            refusal = f"cannot read {args.save}: {problem.strerror}"
+        except ValueError as reason:
+            refusal = f"{args.save} is no run of this script: {reason}. It was left as it is"
+    if not args.resume:
+        opening = "Starting from scratch"
+        if os.path.lexists(args.save):
+            opening = (f"{args.save} holds {'a run at ' + described(run) if run else 'no run of this script'}; "
+                       f"it will be kept as {kept_name(args.save)}" + ("; use --resume to continue it" if run else ""))
+        return new_run(args.seed or 0, HYPERPARAMETERS | flags), None, opening
+    if run is None:
+        fail(refusal)
+    run.hyperparameters |= flags
+    run.seed = run.seed if args.seed is None else args.seed
+    opening = f"Resuming {args.save} at {described(run)}"
+    return run, known, opening + ("" if run.episode_number else " with new optimizer and counters: it holds weights only")
+
 def main():
     """Read the command line and train."""
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=__doc__.partition("\n\nThe algorithm")[0])
     parser.error = lambda message: fail(f"{message}; see python pg_pong.py --help")
-    def add(flag, help, *limits, default=None):
+    def add(flag, help, default=None):
+        limits = RANGES[flag[2:].replace("-", "_")]
         parser.add_argument(flag, help=help, type=number(*limits), metavar="N" if limits[0] is int else "X",
                             default=default)
     parser.add_argument("--resume", action="store_true",
                         help="go on from the saved run, with its seed and hyperparameters unless given anew")
     parser.add_argument("--save", metavar="PATH", default="save.p", help="where the run is saved (default: save.p)")
-    add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)", int, 1, 10**9)
-    add("--workers", "processes that play, at most one per episode of a batch (default: one per core)", int, 1, 1000,
-        default=available_cores())
-    add("--seed", "the same seed gives the same run, bit for bit (default: 0)", int, 0, 2**32 - 1)
-    add("--batch-size", "episodes per update of the weights (default: 10)", int, 1, 100)
-    add("--learning-rate", "step size of RMSProp (default: 1e-4)", float, 0, 1)
-    add("--gamma", "discount of rewards per step (default: 0.99)", float, 0, 1)
-    add("--decay-rate", "memory of RMSProp per update (default: 0.99)", float, 0, 1)
+    add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)")
+    add("--workers", "processes that play, at most one per episode of a batch (default: one per core)", available_cores())
+    add("--seed", "the same seed gives the same run, bit for bit (default: 0)")
+    add("--batch-size", "episodes per update of the weights (default: 10)")
+    add("--learning-rate", "step size of RMSProp (default: 1e-4)")
+    add("--gamma", "discount of rewards per step (default: 0.99)")
+    add("--decay-rate", "memory of RMSProp per update (default: 0.99)")
     args = parser.parse_args()
 
-    given = {k: getattr(args, k) for k in HYPERPARAMETERS if getattr(args, k) is not None}
     try:
-        run, known = load(args.save) if os.path.exists(args.save) or args.resume else (None, None)
-    except (OSError, ValueError) as reason:
-        if args.resume:
-            fail(reason)
-        run, known = None, None
-    if args.resume:
-        run.hyperparameters |= given
-        run.seed = run.seed if args.seed is None else args.seed
-        opening = f"Resuming {args.save} at episode {run.episode_number}, running mean {run.running_reward:+.2f}"
-    else:
-        opening = "Starting from scratch"
-        if os.path.exists(args.save):
-            held = f"a run at episode {run.episode_number}, running mean {run.running_reward:+.2f}" if run else "something else"
-            opening = (f"{args.save} holds {held}; it will be kept as {kept_name(args.save)}; "
-                       "use --resume to continue it")
-        run, known = new_run(args.seed or 0, HYPERPARAMETERS | given), None
+        locked = lock(args.save)                           # held until the script ends
+    except OSError as problem:
+        fail(f"cannot write beside {args.save} ({problem.strerror}); choose another place with --save")
+    if not locked:
+        fail(f"another process is training on {args.save}; stop it first, or choose another file with --save")
+    run, known, opening = open_run(args)
+    if args.episodes and run.episode_number >= args.episodes:
+        return show(f"{args.save} has {run.episode_number} episodes already; nothing to do")
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run.hyperparameters.items())
     show(f"Learning Pong from pixels with seed {run.seed}, {settings}. {opening}")
     train(run, args.save, known, args.workers, args.episodes)
+    locked.close()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:                              # before or after training, when there is nothing to save
+        sys.exit(130)

@@ -1,5 +1,4 @@
 """Shared by the tests: the script as a module and as a command, and one real episode recorded with RGB frames."""
-import os
 import pickle
 import signal
 import subprocess
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-import pg_pong
+sys.path.insert(0, str(ROOT))                              # so that the tests can import pg_pong
 
 
 class Trainer:

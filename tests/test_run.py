@@ -56,7 +56,7 @@ def test_a_ctrl_c_that_reaches_the_whole_process_group_says_nothing_but_where_to
     os.killpg(process.pid, signal.SIGINT)                              # while the workers are starting
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and err == ""
-    assert "nothing to save" in out and not trainer.save.exists(), lines
+    assert "nothing to resume" in out and not trainer.save.exists(), lines
 
 
 # ---- what is saved
