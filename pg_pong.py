@@ -3,6 +3,10 @@
     python pg_pong.py                            train from scratch until Ctrl-C, saving to save.p along the way
     python pg_pong.py --resume                   go on from save.p as if it had never stopped
     python pg_pong.py --learning-rate 1e-3       learn faster than in the post
+    python pg_pong.py --resume --render          train, and show the game in a window
+    python pg_pong.py --watch                    only show the game, in a window or in the terminal
+    python pg_pong.py --eval 100                 play 100 episodes without learning, and tell the score
+    python pg_pong.py --plot                     draw what was learned, to pong.png
     python pg_pong.py --help                     all flags
 
 The algorithm is that of "Deep Reinforcement Learning: Pong from Pixels" (Andrej Karpathy, 2016): play by chance, then
@@ -12,13 +16,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # the products are tiny: threads within numpy would only slow them down
 
 import argparse
+import contextlib
 import gc
 import io
 import math
 import multiprocessing
 import pickle
 import shlex
-import shutil
 import signal
 import struct
 import sys
@@ -46,7 +50,7 @@ SAVE_EVERY = 100             # episodes
 SIZE_LIMIT = 256 << 20       # bytes of a file that is read
 RANGES = {                   # what is admitted, from the command line and from files
     "batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1), "decay_rate": (float, 0, 1),
-    "seed": (int, 0, 2**32 - 1), "episodes": (int, 1, 10**9), "workers": (int, 1, 1000), "episode_number": (int, 1, 10**9),
+    "seed": (int, 0, 2**32 - 1), "episodes": (int, 1, 10**9), "workers": (int, 1, 1000), "eval": (int, 1, 10**6), "episode_number": (int, 1, 10**9),
     "running_reward": (float, -21, 21), "steps": (int, 1, 10**15), "seconds": (float, 0, 10**12),
 }
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -152,7 +156,7 @@ def play(env, model, rng):
         yield x, h, p, up, reward
 
 def learn_from_episode(env, model, rng, gamma, gradient):
-    """Play an episode and compute its policy gradient. Returns its score and its number of steps."""
+    """Play an episode and compute its policy gradient. Returns the rewards of its steps."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     advantages = standardize(discount_rewards(rewards, gamma))
     # the heart of it: the label pretends that each action taken was right; label - p is the gradient of its log
@@ -160,7 +164,7 @@ def learn_from_episode(env, model, rng, gamma, gradient):
     labels = np.array(ups)                                 # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
     policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32), gradient)
-    return sum(rewards), len(rewards)
+    return rewards
 
 
 # ---- update
@@ -259,9 +263,10 @@ def load(path):
         scores, states = run.episode_rewards, run.emulator_states
         expect(scores.dtype == np.int8 and scores.shape == (run.episode_number,), "episode_rewards do not fit")
         expect(type(states) is list and all(type(s) is bytes for s in states), "emulator_states are not bytes")
-    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, TypeError,
+    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError,
             pickle.UnpicklingError, struct.error) as damage:
-        raise ValueError(f"it is damaged ({type(damage).__name__}: {damage})") from None
+        reason = ascii(str(damage))[1:-1][:200]            # it may quote the file, which shall not write to the terminal
+        raise ValueError(reason if type(damage) is ValueError else f"damaged ({type(damage).__name__}: {reason})") from None
     return run, mark
 
 def checked(name, weights):
@@ -352,109 +357,295 @@ def lock(path):
     return f
 
 
-# ---- training loop: the weights change only between batches, so the episodes of a batch may be played side by side by
-# any number of processes. Their gradients are summed in the order of the episodes, so the result is the same to the bit.
+# ---- viewing
+
+def has_display():
+    return sys.platform in ("win32", "darwin") or any(os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+def silence_libraries():
+    """Keep the noise of the emulator and the sound system, which is not Python's, off the terminal."""
+    if sys.stderr.fileno() == 2:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+def show_games(newest_model, draw=None):
+    """Play one episode after another, each with the model of the moment, in the emulator's window or by draw."""
+    silence_libraries()
+    if sys.platform == "linux":                            # or else the library pretends to draw where it cannot
+        os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11" if os.environ.get("WAYLAND_DISPLAY") else "x11")
+    try:
+        env, rng = make_env(render_mode=None if draw else "human"), np.random.default_rng()
+    except RuntimeError as problem:
+        fail(f"cannot open a window ({problem}); python pg_pong.py --watch --terminal shows the game in the terminal")
+    env.reset(seed=int(rng.integers(2**31)))
+    while True:
+        model, points = newest_model(), [0, 0]
+        for _, _, p, _, reward in play(env, model, rng):
+            points[reward > 0] += reward != 0
+            if draw:
+                draw(env.unwrapped.ale, p, points)
+        env.reset()
+
+def terminal_frame(rgb, columns, lines, status):
+    """(80, 80, 3) uint8 as a screen of text: two pixels to a character, the upper one in the color of a half block."""
+    if columns < 80 or lines < 41:
+        return f"\x1b[0m\x1b[H\x1b[JThis terminal has {columns}x{lines} characters; the picture needs 80x41"
+    parts, colors = [], None
+    for y in range(0, 80, 2):
+        parts.append(f"\x1b[{y // 2 + 1}H")
+        for pair in rgb[y:y + 2].swapaxes(0, 1).reshape(80, 6).tolist():
+            if pair != colors:
+                colors = pair
+                parts.append("\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*pair))
+            parts.append("\u2580")
+    return "".join(parts) + f"\x1b[0m\x1b[41H{status[:columns - 1]}\x1b[K"
+
+def watch(path, in_terminal):
+    """Show the games of the run in path, each with its newest save, until Ctrl-C or until the window is closed."""
+    run, mark = loaded(path)
+    clock = {"next": time.monotonic(), "steps": 0, "start": time.monotonic()}
+    def newest_model():
+        nonlocal run, mark
+        if fingerprint(path) not in (mark, None):
+            try:
+                run, mark = load(path)
+            except (OSError, ValueError):
+                pass                                       # then the last one that could be read
+        return run.model
+    def draw(ale, p, points):
+        clock["steps"] += 1
+        speed = clock["steps"] / (time.monotonic() - clock["start"])
+        rgb = ale.getScreenRGB()[35:195:2, ::2]            # what prepro looks at, in the colors of the game
+        print(terminal_frame(rgb, *os.get_terminal_size(sys.stdout.fileno()),
+                             f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s   {described(run)}"),
+              end="", flush=True)
+        clock["next"] = max(clock["next"] + 3 / 60, time.monotonic())   # a step lasts 3 of 60 frames a second, on average
+        time.sleep(clock["next"] - time.monotonic() if clock["next"] > time.monotonic() else 0)
+    in_terminal = in_terminal or not has_display()
+    if in_terminal and not sys.stdout.isatty():
+        fail("there is no display to show the game on" if not has_display() else "--terminal needs a terminal to draw in")
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: sys.exit(0))       # passing through the lines below
+    try:
+        if in_terminal:
+            print("\x1b[?1049h\x1b[?25l\x1b[2J", end="")   # another screen, without a cursor
+        show_games(newest_model, draw if in_terminal else None)
+    finally:
+        if in_terminal:
+            print("\x1b[0m\x1b[?25h\x1b[?1049l", end="", flush=True)
+
+def running_means(scores):
+    """The running mean after each episode."""
+    means = []
+    for score in scores:
+        means.append(0.99 * means[-1] + 0.01 * score if means else float(score))
+    return means
+
+def plot(path, picture):
+    """Draw the run in path: the score of every episode, and what its most influential neurons look for."""
+    try:
+        import matplotlib
+    except ImportError:
+        fail("drawing needs matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    run, _ = loaded(path)
+    figure = plt.figure(figsize=(10, 9.5), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=[1, 1.15])
+    axes = above.subplots()
+    episodes, size = np.arange(1, run.episode_number + 1), run.hyperparameters["batch_size"]
+    axes.plot(episodes, run.episode_rewards, ".", markersize=2, alpha=0.3, color="tab:blue", label="score of an episode")
+    axes.plot(episodes, running_means(run.episode_rewards), color="tab:red", label="running mean")
+    axes.axhline(0, color="black", linewidth=0.8, linestyle="--", label="even with the built-in opponent")
+    axes.set(xlabel="episode", ylabel="score", ylim=(-21.5, 21.5), xlim=(0, max(run.episode_number, 1)),
+             title=f"Pong from pixels: {described(run)}, {run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} hours")
+    axes.secondary_xaxis("top", functions=(lambda x: x / size, lambda x: x * size)).set_xlabel("update")
+    axes.legend(loc="lower right", markerscale=4)
+    W1, W2 = run.model["W1"], run.model["W2"]
+    strongest = np.argsort(-np.linalg.norm(W1, axis=1) * np.abs(W2))[:40]
+    limit = np.percentile(np.abs(W1[strongest]), 99.8)
+    below.suptitle("Weights of the 40 neurons with the largest effect on the output: white positive, black negative")
+    for axes, neuron in zip(below.subplots(4, 10).flat, strongest):
+        axes.imshow(W1[neuron].reshape(80, 80), cmap="gray", vmin=-limit, vmax=limit)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"{'UP' if W2[neuron] > 0 else 'DOWN'} {abs(W2[neuron]):.1f}", fontsize=7, pad=2)
+    try:
+        figure.savefig(picture, dpi=150)
+    except OSError as problem:
+        fail(f"cannot write {picture}: {problem.strerror}")
+    show(f"{picture} shows {path} at {described(run)}")
+
+
+# ---- processes: the weights change only between batches, so the episodes of a batch may be played side by side by any
+# number of processes. Their gradients are summed in the order of the episodes, so the result is the same to the bit.
+
+SPAWN = multiprocessing.get_context("spawn")               # the way that works alike on every system
 
 def as_models(memory):
     """Shared memory as dicts like the model: first the weights, then the gradient of each episode of a batch."""
     return [{"W1": flat[:D * H].reshape(D, H).T, "W2": flat[D * H:]}
             for flat in np.frombuffer(memory, np.float32).reshape(-1, D * H + H)]
 
-def work(connection, memory, seed, gamma):
-    """A worker process: plays the episodes that it is told to, as long as the trainer lives."""
+def share(model, gradients=0):
+    """Shared memory that begins with the weights of the model."""
+    memory = SPAWN.RawArray("f", (1 + gradients) * (D * H + H))
+    for k, w in as_models(memory)[0].items():
+        w[:] = model[k]
+    return memory
+
+def start(target, *args):
+    """A process of the script's own, to which Ctrl-C, which reaches all processes, means nothing."""
+    process = SPAWN.Process(target=target, args=args, daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)   # inherited by the process from its first moment
+    process.start()
+    signal.signal(signal.SIGINT, handler)
+    return process
+
+def attend():
+    """To be called first in such a process: leave all signals to its parent, and end with it, however that ends."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)              # Ctrl-C is for the trainer, but reaches every process
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+def view(memory):
+    """Process: shows how the agent plays with the weights of the moment."""
+    attend()
+    show_games(lambda: as_models(memory)[0])
+
+def work(connection, memory, gamma):
+    """Process: plays the episodes that it is told to; if it is given a gamma, it computes their gradients too."""
+    attend()
+    silence_libraries()
     model, *gradients = as_models(memory)
     env = make_env()
     np.seterr(all="ignore")                                # learn() looks whether the weights are finite
     gc.disable()                                           # there are no reference cycles, and the search costs 1%
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)           # the emulator's grumbling
     while True:
-        place, episode, state = connection.recv()
-        rng = np.random.default_rng([seed, episode])
+        try:
+            place, chance, state = connection.recv()
+        except EOFError:
+            return
+        rng = np.random.default_rng(chance)
         carried = begin_episode(env, rng, state)
-        score, steps = learn_from_episode(env, model, rng, gamma, gradients[place])
-        after = env.unwrapped.ale.cloneState(include_rng=True).serialize()
-        connection.send((place, (score, steps, after, state is not None and not carried)))
+        if gamma is None:
+            rewards = [step[-1] for step in play(env, model, rng)]
+        else:
+            rewards = learn_from_episode(env, model, rng, gamma, gradients[place])
+        state_after = env.unwrapped.ale.cloneState(include_rng=True).serialize()
+        connection.send((place, (rewards.count(1), rewards.count(-1), len(rewards), state_after,
+                                 state is not None and not carried)))
 
 class RunEnded(Exception):
-    """Training cannot go on; says why."""
+    """It cannot go on; says why."""
 
-def learn(run, workers, stopped=lambda: False):
-    """Play a batch and update the weights, time and again until stopped(). Yields the scores of each batch.
-
-    Raises RunEnded if a worker died, with run as of the last batch, or if the weights are no longer finite."""
-    size, learning_rate, gamma, decay_rate = run.hyperparameters.values()
-    context = multiprocessing.get_context("spawn")         # the way that works on every system
-    memory = context.RawArray("f", (1 + size) * (D * H + H))
-    model, *gradients = as_models(memory)
-    for k in model:
-        model[k][:] = run.model[k]
-    run.model = model
+@contextlib.contextmanager
+def worker_processes(count, memory, gamma=None):
+    """Start them, give a connection to each, and see to it that they end."""
     processes, connections = [], []
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)   # inherited, so that Ctrl-C spares a worker half started
-    for _ in range(min(workers, size)):
-        connection, far_end = context.Pipe()
-        connections.append(connection)
-        processes.append(context.Process(target=work, args=(far_end, memory, run.seed, gamma), daemon=True))
-        processes[-1].start()
-        far_end.close()
-    signal.signal(signal.SIGINT, handler)
     try:
-        while True:
-            begun, idle, results = time.monotonic(), list(connections), {}
-            states = (run.emulator_states + [None] * size)[:size]
-            tasks = [(place, run.episode_number + 1 + place, states[place]) for place in range(size)]
-            while len(results) < size:
-                try:
-                    while idle and tasks:                  # one at a time, since episodes differ in length
-                        idle.pop().send(tasks.pop(0))
-                    for connection in wait(connections, timeout=0.2):
-                        place, results[place] = connection.recv()
-                        idle.append(connection)
-                except (EOFError, ConnectionError):
-                    raise RunEnded("a worker process died (killed? out of memory?)") from None
-                if stopped():
-                    return
-            gradient = gradients[0]
-            for k in gradient:
-                for other in gradients[1:]:
-                    gradient[k] += other[k]
-            with np.errstate(all="ignore"):
-                rmsprop(model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
-            if not finite(model) or not finite(run.rmsprop_cache):
-                raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were not "
-                               "saved. Resume the last save with a smaller --learning-rate")
-            scores, steps, states, refused = zip(*(results[place] for place in range(size)))
-            if any(refused):
-                complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
-                         "the run is no longer identical to one without a stop")
-            for score in scores:
-                run.running_reward = score if run.running_reward is None else 0.99 * run.running_reward + 0.01 * score
-            run.episode_rewards = np.append(run.episode_rewards, np.array(scores, np.int8))
-            run.emulator_states = list(states)
-            run.episode_number += size
-            run.steps += sum(steps)
-            run.seconds += time.monotonic() - begun
-            yield scores
+        for _ in range(count):
+            connection, far_end = SPAWN.Pipe()
+            connections.append(connection)
+            processes.append(start(work, far_end, memory, gamma))
+            far_end.close()
+        yield connections
     finally:
         for process in processes:
             process.kill()
             process.join()
 
+def hand_out(tasks, connections, stopped=lambda: False):
+    """Have tasks done, one at a time by each worker, since episodes differ in length. Yields (place, result) as they
+    come; ends early if stopped(). Raises RunEnded if a worker died."""
+    idle, tasks, left = list(connections), list(tasks), len(tasks)
+    try:
+        while left and not stopped():
+            while idle and tasks:
+                idle.pop().send(tasks.pop(0))
+            for connection in wait(connections, timeout=0.2):
+                yield connection.recv()
+                idle.append(connection)
+                left -= 1
+    except (EOFError, ConnectionError):
+        raise RunEnded("a worker process died (killed? out of memory?)") from None
+
+def evaluate(path, count, workers, seed):
+    """Play that many episodes with the weights in path, without learning, and tell the score."""
+    run, _ = loaded(path)
+    results, begun = {}, time.monotonic()
+    with worker_processes(min(workers, count), share(run.model)) as connections:
+        for place, result in hand_out([(n, [seed, n, 1], None) for n in range(count)], connections):
+            results[place] = result
+            if sys.stdout.isatty():
+                show(f"{len(results)} of {count} episodes, mean score "
+                     f"{np.mean([won - lost for won, lost, *_ in results.values()]):+.2f}", lasting=False)
+    won, lost, steps = np.array([results[n][:3] for n in range(count)]).T
+    score, deviation = won - lost, (won - lost).std(ddof=1) if count > 1 else math.nan
+    show(f"{path} at {described(run)}: {count} episodes, seed {seed}")
+    show(f"mean score {score.mean():+.2f} (95% interval {score.mean() - 1.96 * deviation / count**0.5:+.2f} to "
+         f"{score.mean() + 1.96 * deviation / count**0.5:+.2f}), standard deviation {deviation:.2f}")
+    show(f"won {np.mean(score > 0):.1%} of the episodes; points {won.sum()} for, {lost.sum()} against")
+    show(f"mean length {steps.mean():.0f} steps; {steps.sum() / (time.monotonic() - begun):.0f} steps/s")
+
+
+# ---- training loop
+
+def learn(run, workers, memory, stopped=lambda: False):
+    """Play a batch and update the weights, time and again until stopped(). Yields the scores of each batch.
+
+    memory: what share() made of run.model, with a gradient for each episode of a batch. Raises RunEnded if a worker
+    died, with run as of the last complete batch, or if the weights are no longer finite."""
+    settings = run.hyperparameters
+    size = settings["batch_size"]
+    run.model, *gradients = as_models(memory)
+    with worker_processes(min(workers, size), memory, settings["gamma"]) as connections:
+        while True:
+            begun, first = time.monotonic(), run.episode_number + 1
+            states = (run.emulator_states + [None] * size)[:size]
+            tasks = [(n, [run.seed, first + n], states[n]) for n in range(size)]
+            results = dict(hand_out(tasks, connections, stopped))
+            if len(results) < size:
+                return
+            gradient = gradients[0]
+            for k in gradient:
+                for other in gradients[1:]:
+                    gradient[k] += other[k]
+            with np.errstate(all="ignore"):
+                rmsprop(run.model, run.rmsprop_cache, gradient, settings["learning_rate"], settings["decay_rate"])
+            if not finite(run.model) or not finite(run.rmsprop_cache):
+                raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were not "
+                               "saved. Resume the last save with a smaller --learning-rate")
+            won, lost, steps, states, refused = zip(*(results[n] for n in range(size)))
+            if any(refused):
+                complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
+                         "the run is no longer identical to one without a stop")
+            scores = np.subtract(won, lost)
+            for score in scores.tolist():
+                run.running_reward = (float(score) if run.running_reward is None
+                                      else 0.99 * run.running_reward + 0.01 * score)
+            run.episode_rewards = np.append(run.episode_rewards, scores.astype(np.int8))
+            run.emulator_states = list(states)
+            run.episode_number += size
+            run.steps += sum(steps)
+            run.seconds += time.monotonic() - begun
+            yield scores
+
 def show(line, lasting=True):
     """Print a line; on a terminal the next one takes its place unless it is lasting."""
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        line = "\r" + line[:None if lasting else width].ljust(width)
-    print(line, end="\n" if lasting or not sys.stdout.isatty() else "", flush=True)
+    if not sys.stdout.isatty():
+        return print(line, flush=True)
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    while "  " in line and len(line) >= columns:           # what does not fit of a status line goes, from the right
+        line = line.rpartition("  ")[0]
+    rows_above = max(show.width - 1, 0) // columns         # that the last one takes if the terminal is narrower now
+    show.width = 0 if lasting else len(line)
+    print(f"\x1b[{rows_above}A" * (rows_above > 0) + "\r\x1b[J" + line, end="\n" if lasting else "", flush=True)
+show.width = 0
 
 def complain(message):
-    """One line on stderr, below the live line if there is one."""
+    """One line on stderr, in the place of the live line if there is one."""
     if sys.stdout.isatty():
         show("", lasting=False)
-        print("\r", end="", flush=True)
     print(f"pg_pong.py: {message}", file=sys.stderr)
 
 def fail(message, status=2):
@@ -464,23 +655,71 @@ def fail(message, status=2):
 def resume_command(path):
     return "python pg_pong.py --resume" + (f" --save {shlex.quote(path)}" if path != "save.p" else "")
 
-def train(run, path, known, workers, episodes):
+def read_keys(keys):
+    """Thread: collects the words that are typed."""
+    while True:
+        try:
+            typed = os.read(0, 1000)
+        except OSError:                                    # we are in the background of the terminal
+            time.sleep(1)
+            continue
+        if not typed:
+            return
+        keys.extend(typed.decode(errors="replace").split())
+
+def train(run, path, known, workers, episodes, render):
     """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
-    received, saved, failing, error = [], run.episode_number, False, None
-    start, first_episode, first_step = time.monotonic(), run.episode_number, run.steps
+    received, keys, saved, failing, error = [], [], run.episode_number, False, None
+    size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
+    best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)   # once it is a mean of something
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
             signal.signal(number, lambda number, frame: received.append(number))
-    show(f"{min(workers, run.hyperparameters['batch_size'])} workers play; {path} is saved every {SAVE_EVERY} episodes "
-         f"and on Ctrl-C. Go on with: {resume_command(path)}")
+    show(f"{min(workers, size)} workers play; {path} is saved every {SAVE_EVERY} episodes and on Ctrl-C. "
+         f"Go on with: {resume_command(path)}")
+    if sys.stdin and sys.stdin.isatty():
+        show("r and Enter opens or closes a view of the game; q and Enter saves and ends")
+        if hasattr(signal, "SIGTTIN"):
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)              # else to read in the background would stop us
+        threading.Thread(target=read_keys, args=(keys,), daemon=True).start()
+    memory, window = share(run.model, size), None
+
+    def toggle():
+        nonlocal window
+        if window and window.is_alive():
+            window.kill()
+            window.join()
+        elif has_display():
+            window = start(view, memory)
+        else:
+            complain("there is no display for a window; run python pg_pong.py --watch in a second terminal instead")
+
+    def stopped():
+        while keys:
+            print("\x1b[A", end="")                         # back to the line that Enter left
+            show("", lasting=False)
+            match keys.pop(0):
+                case "r":
+                    toggle()
+                case "q":
+                    received.append("q")
+        return received
+
+    if render:
+        toggle()
     try:
-        for scores in learn(run, workers, stopped=lambda: received):
-            elapsed = time.monotonic() - start
-            due = run.episode_number % SAVE_EVERY < len(scores)
-            show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}  "
-                 f"{(run.steps - first_step) / elapsed:.0f} steps/s  "
-                 f"{(run.episode_number - first_episode) / elapsed:.1f} episodes/s  "
-                 f"{timedelta(seconds=round(elapsed))}", lasting=due)
+        for scores in learn(run, workers, memory, stopped):
+            now = time.monotonic()
+            rate = (run.episode_number - first_episode) / (now - began)
+            due, done = run.episode_number % SAVE_EVERY < size, bool(episodes) and run.episode_number >= episodes
+            if run.episode_number > SAVE_EVERY:
+                best = max(best, run.running_reward)
+            show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}"
+                 + f"  best {best:+.2f}" * (best > -math.inf)
+                 + f"  {(run.steps - first_step) / (now - began):.0f} steps/s  {rate:.1f} episodes/s"
+                 + f"  {timedelta(seconds=round(now - began))}"
+                 + (f"  {timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left" if episodes else ""),
+                 lasting=due or done)
             if due:
                 try:
                     known, saved, failing = save(run, path, known), run.episode_number, False
@@ -488,7 +727,7 @@ def train(run, path, known, workers, episodes):
                     if not failing:
                         complain(f"cannot save to {path} ({problem.strerror}); training goes on, and the next save tries again")
                     failing = True
-            if episodes and run.episode_number >= episodes:
+            if done:
                 break
     except RunEnded as reason:
         error = str(reason)
@@ -499,6 +738,8 @@ def train(run, path, known, workers, episodes):
         path, saved = save_somewhere(run, path, known), run.episode_number
     show(f"{path} holds the run up to episode {saved}. Go on with: {resume_command(path)}" if saved
          else "stopped before the first save; there is nothing to resume")
+    if window:
+        window.kill()
     if error:
         fail(error, status=1)
 
@@ -535,50 +776,72 @@ def available_cores():
 def described(run):
     return f"episode {run.episode_number}, running mean {run.running_reward:+.2f}" if run.episode_number else "episode 0"
 
+def loaded(path):
+    """load(), or one line that says what is wrong with the file."""
+    try:
+        return load(path)
+    except FileNotFoundError:
+        fail(f"there is no {path}; start a run with python pg_pong.py")
+    except OSError as problem:
+        fail(f"cannot read {path}: {problem.strerror}")
+    except ValueError as reason:
+        fail(f"{path} is no run of this script: {reason}. It was left as it is")
+
 def open_run(args):
     """The run that the command line asks for. Returns it, its file's fingerprint, and a line that says what it is."""
     flags = {k: getattr(args, k) for k in HYPERPARAMETERS if getattr(args, k) is not None}
-    run, refusal = None, f"there is no {args.save}; start a run with python pg_pong.py"
+    if args.resume:
+        run, known = loaded(args.save)
+        run.hyperparameters |= flags
+        run.seed = run.seed if args.seed is None else args.seed
+        news = "" if run.episode_number else " with new optimizer and counters: it holds weights only"
+        return run, known, f"Resuming {args.save} at {described(run)}{news}"
+    opening = "Starting from scratch"
     if os.path.lexists(args.save):
         try:
-            run, known = load(args.save)
-        except OSError as problem:
-            refusal = f"cannot read {args.save}: {problem.strerror}"
-        except ValueError as reason:
-            refusal = f"{args.save} is no run of this script: {reason}. It was left as it is"
-    if not args.resume:
-        opening = "Starting from scratch"
-        if os.path.lexists(args.save):
-            opening = (f"{args.save} holds {'a run at ' + described(run) if run else 'no run of this script'}; "
-                       f"it will be kept as {kept_name(args.save)}" + ("; use --resume to continue it" if run else ""))
-        return new_run(args.seed or 0, HYPERPARAMETERS | flags), None, opening
-    if run is None:
-        fail(refusal)
-    run.hyperparameters |= flags
-    run.seed = run.seed if args.seed is None else args.seed
-    opening = f"Resuming {args.save} at {described(run)}"
-    return run, known, opening + ("" if run.episode_number else " with new optimizer and counters: it holds weights only")
+            held, hint = f"a run at {described(load(args.save)[0])}", "; use --resume to continue it"
+        except (OSError, ValueError):
+            held, hint = "no run of this script", ""
+        opening = f"{args.save} holds {held}; it will be kept as {kept_name(args.save)}{hint}"
+    return new_run(args.seed or 0, HYPERPARAMETERS | flags), None, opening
 
 def main():
-    """Read the command line and train."""
+    """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=__doc__.partition("\n\nThe algorithm")[0])
     parser.error = lambda message: fail(f"{message}; see python pg_pong.py --help")
-    def add(flag, help, default=None):
+    def add(flag, help, group=parser, default=None):
         limits = RANGES[flag[2:].replace("-", "_")]
-        parser.add_argument(flag, help=help, type=number(*limits), metavar="N" if limits[0] is int else "X",
-                            default=default)
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the saved run, with its seed and hyperparameters unless given anew")
+        group.add_argument(flag, help=help, type=number(*limits), metavar="N" if limits[0] is int else "X", default=default)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--resume", action="store_true",
+                      help="go on from the saved run, with its seed and hyperparameters unless given anew")
+    what.add_argument("--watch", action="store_true", help="show games of the saved run, without training")
+    add("--eval", "play N episodes with the saved run without learning, and tell the score", what)
+    what.add_argument("--plot", metavar="FILE", nargs="?", const="pong.png",
+                      help="draw the saved run as PNG or SVG, by the name's ending (default: pong.png)")
     parser.add_argument("--save", metavar="PATH", default="save.p", help="where the run is saved (default: save.p)")
+    parser.add_argument("--render", action="store_true", help="show the game in a window while training")
+    parser.add_argument("--terminal", action="store_true", help="with --watch: in the terminal even if there is a display")
     add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)")
-    add("--workers", "processes that play, at most one per episode of a batch (default: one per core)", available_cores())
+    add("--workers", "processes that play, at most one per episode of a batch (default: one per core)",
+        default=available_cores())
     add("--seed", "the same seed gives the same run, bit for bit (default: 0)")
     add("--batch-size", "episodes per update of the weights (default: 10)")
     add("--learning-rate", "step size of RMSProp (default: 1e-4)")
     add("--gamma", "discount of rewards per step (default: 0.99)")
     add("--decay-rate", "memory of RMSProp per update (default: 0.99)")
     args = parser.parse_args()
+    if args.terminal and not args.watch or args.render and (args.watch or args.eval or args.plot):
+        parser.error("--terminal goes with --watch, and --render with training")
+    if args.plot is not None and not args.plot.endswith((".png", ".svg")):
+        parser.error(f"the name of the picture {args.plot!r} must end in .png or .svg")
+    if args.watch:
+        return watch(args.save, args.terminal)
+    if args.eval:
+        return evaluate(args.save, args.eval, args.workers, args.seed or 0)
+    if args.plot:
+        return plot(args.save, args.plot)
 
     try:
         locked = lock(args.save)                           # held until the script ends
@@ -591,12 +854,13 @@ def main():
         return show(f"{args.save} has {run.episode_number} episodes already; nothing to do")
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run.hyperparameters.items())
     show(f"Learning Pong from pixels with seed {run.seed}, {settings}. {opening}")
-    train(run, args.save, known, args.workers, args.episodes)
-    locked.close()
+    train(run, args.save, known, args.workers, args.episodes, args.render)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:                              # before or after training, when there is nothing to save
+    except KeyboardInterrupt:                              # anywhere but in training, which ends by itself
         sys.exit(130)
+    except RunEnded as reason:
+        fail(str(reason), status=1)

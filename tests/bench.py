@@ -92,7 +92,7 @@ def bench_trainer(workers, seconds):
     """Whole batches for at least that long, after a first one as warm-up. Returns (steps/s, peak MB)."""
     hyperparameters = dict(batch_size=10, learning_rate=1e-4, gamma=0.99, decay_rate=0.99)
     run, start, peak = pg_pong.new_run(0, hyperparameters), None, 0.0
-    learning = pg_pong.learn(run, workers)
+    learning = pg_pong.learn(run, workers, pg_pong.share(run.model, 10))
     for _ in learning:
         if start is None:
             start, start_steps = time.perf_counter(), run.steps
