@@ -379,11 +379,13 @@ def show_games(newest_model, draw=None):
         fail(f"cannot open a window ({problem}); python pg_pong.py --watch --terminal shows the game in the terminal")
     env.reset(seed=int(rng.integers(2**31)))
     while True:
-        model, points = newest_model(), [0, 0]
-        for _, _, p, _, reward in play(env, model, rng):
+        points, began = [0, 0], time.monotonic()
+        for step, (_, _, p, _, reward) in enumerate(play(env, newest_model(), rng), 1):
             points[reward > 0] += reward != 0
             if draw:
-                draw(env.unwrapped.ale, p, points)
+                time.sleep(max(0, began + step * 3 / 60 - time.monotonic()))   # on average 3 frames, 60 of them a second
+                speed = step / (time.monotonic() - began)
+                draw(env.unwrapped.ale, f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s")
         env.reset()
 
 def terminal_frame(rgb, columns, lines, status):
@@ -403,36 +405,26 @@ def terminal_frame(rgb, columns, lines, status):
 def watch(path, in_terminal):
     """Show the games of the run in path, each with its newest save, until Ctrl-C or until the window is closed."""
     run, mark = loaded(path)
-    clock = {"next": time.monotonic(), "steps": 0, "start": time.monotonic()}
     def newest_model():
         nonlocal run, mark
-        if fingerprint(path) not in (mark, None):
-            try:
+        with contextlib.suppress(OSError, ValueError):     # a file that cannot be read now leaves the one before in use
+            if fingerprint(path) != mark:
                 run, mark = load(path)
-            except (OSError, ValueError):
-                pass                                       # then the last one that could be read
         return run.model
-    def draw(ale, p, points):
-        clock["steps"] += 1
-        speed = clock["steps"] / (time.monotonic() - clock["start"])
+    def draw(ale, status):
         rgb = ale.getScreenRGB()[35:195:2, ::2]            # what prepro looks at, in the colors of the game
-        print(terminal_frame(rgb, *os.get_terminal_size(sys.stdout.fileno()),
-                             f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s   {described(run)}"),
-              end="", flush=True)
-        clock["next"] = max(clock["next"] + 3 / 60, time.monotonic())   # a step lasts 3 of 60 frames a second, on average
-        time.sleep(clock["next"] - time.monotonic() if clock["next"] > time.monotonic() else 0)
+        size = os.get_terminal_size(sys.stdout.fileno())
+        print(terminal_frame(rgb, *size, f"{status}   {described(run)}"), end="", flush=True)
     in_terminal = in_terminal or not has_display()
     if in_terminal and not sys.stdout.isatty():
-        fail("there is no display to show the game on" if not has_display() else "--terminal needs a terminal to draw in")
+        fail("there is no terminal to show the game in" + ", and no display" * (not has_display()))
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: sys.exit(0))       # passing through the lines below
+        signal.signal(number, lambda number, frame: sys.exit(0))       # passing through the last line below
     try:
-        if in_terminal:
-            print("\x1b[?1049h\x1b[?25l\x1b[2J", end="")   # another screen, without a cursor
+        print("\x1b[?1049h\x1b[?25l\x1b[2J" * in_terminal, end="")      # another screen, without a cursor
         show_games(newest_model, draw if in_terminal else None)
     finally:
-        if in_terminal:
-            print("\x1b[0m\x1b[?25h\x1b[?1049l", end="", flush=True)
+        print("\x1b[0m\x1b[?25h\x1b[?1049l" * in_terminal, end="", flush=True)
 
 def running_means(scores):
     """The running mean after each episode."""
@@ -470,7 +462,7 @@ def plot(path, picture):
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{'UP' if W2[neuron] > 0 else 'DOWN'} {abs(W2[neuron]):.1f}", fontsize=7, pad=2)
     try:
-        figure.savefig(picture, dpi=150)
+        figure.savefig(picture, dpi=120)
     except OSError as problem:
         fail(f"cannot write {picture}: {problem.strerror}")
     show(f"{picture} shows {path} at {described(run)}")

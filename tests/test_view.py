@@ -1,4 +1,5 @@
 """Looking in never disturbs the training."""
+import codecs
 import fcntl
 import os
 import pty
@@ -41,7 +42,7 @@ class Terminal:
         self.process = subprocess.Popen([sys.executable, str(ROOT / "pg_pong.py"), *map(str, flags)], cwd=folder, env=env,
                                         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
         os.close(theirs)
-        self.text = ""
+        self.text, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
 
     def resize(self, columns, lines):
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -53,7 +54,7 @@ class Terminal:
             assert time.monotonic() < end, self.text[-2000:]
             if select.select([self.ours], [], [], 0.2)[0]:
                 try:
-                    self.text += os.read(self.ours, 65536).decode(errors="replace")
+                    self.text += self.decoder.decode(os.read(self.ours, 65536))
                 except OSError:                                        # the other end is closed
                     assert until is None, self.text[-2000:]
                     self.process.wait(timeout=10)
