@@ -17,14 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # the products are tiny: threads
 
 import argparse
 import contextlib
+import errno
 import gc
 import io
 import math
 import multiprocessing
 import pickle
+import re
 import shlex
 import signal
-import struct
 import sys
 import tempfile
 import threading
@@ -134,14 +135,17 @@ def begin_episode(env, rng, state):
     """Reset the game. Its chance comes from rng and, as to ignored actions, from a stream inside the emulator, which
     goes on where it stood in state, the emulator's state after an earlier episode (bytes). Without a state that the
     emulator accepts it is seeded anew, and False is returned."""
-    try:
-        if state is not None:
+    accepted = state is not None
+    if accepted:
+        try:
             env.unwrapped.ale.restoreState(ale_py.ALEState(state))
-    except (RuntimeError, SystemError):                    # the state is damaged, or of another version
-        state = None
-    env.reset(seed=int(rng.integers(2**31)) if state is None else None)
+            env.reset()
+        except Exception:                                  # of a damaged state, or one of another version
+            accepted = False
+    if not accepted:
+        env.reset(seed=int(rng.integers(2**31)))           # loads the game anew
     env.unwrapped.np_random = rng
-    return state is not None
+    return accepted
 
 def play(env, model, rng):
     """Play an episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) for each step."""
@@ -257,15 +261,15 @@ def load(path):
         run = Run(model=model, **rest)
         expect(all((g >= 0).all() for g in run.rmsprop_cache.values()), "rmsprop_cache is negative")
         expect(run.hyperparameters.keys() == HYPERPARAMETERS.keys(), "it has other hyperparameters")
+        run.hyperparameters = {k: run.hyperparameters[k] for k in HYPERPARAMETERS}
         for name, value in (vars(run) | run.hyperparameters).items():
             kind, low, high = RANGES.get(name, (object, 0, 0))
             expect(kind is object or type(value) is kind and low <= value <= high, f"{name} is out of range")
         scores, states = run.episode_rewards, run.emulator_states
         expect(scores.dtype == np.int8 and scores.shape == (run.episode_number,), "episode_rewards do not fit")
         expect(type(states) is list and all(type(s) is bytes for s in states), "emulator_states are not bytes")
-    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError,
-            pickle.UnpicklingError, struct.error) as damage:
-        reason = ascii(str(damage))[1:-1][:200]            # it may quote the file, which shall not write to the terminal
+    except Exception as damage:                            # whatever it is, it is the file, which shall be named in one line
+        reason = ascii(str(damage))[1:-1][:200]
         raise ValueError(reason if type(damage) is ValueError else f"damaged ({type(damage).__name__}: {reason})") from None
     return run, mark
 
@@ -275,7 +279,7 @@ def checked(name, weights):
     weights = {k: weights[k].value for k in ("W1", "W2")}
     shapes = [w.shape for w in weights.values()]
     expect(shapes == [(H, D), (H,)], f"{name} has the shapes {shapes}, not {[(H, D), (H,)]}")
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         weights = {k: np.array(w, np.float32, order="F") for k, w in weights.items()}
     expect(finite(weights), f"{name} is not finite")
     return weights
@@ -297,15 +301,15 @@ class Array:
             self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
 
 def make_dtype(code, *_):
-    expect(code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"), f"refused dtype {code!r:.40}")
+    expect(type(code) is str and re.fullmatch("b1|[iu][1248]|f[248]", code), f"refused dtype {str(code)[:20]}")
     return Array(np.dtype(code))
 
 def make_array(data, dtype, shape, order):
     return Array(np.frombuffer(data, dtype.value).reshape(shape, order=order))
 
 class Counted(dict):
-    """The instructions of the pickle machine, 100,000 at most: a run takes some hundreds, and a bomb billions."""
-    left = 100_000
+    """The instructions of the pickle machine, of which a run takes some hundreds: no more than 2,000 are obeyed."""
+    left = 2000
 
     def __getitem__(self, code):
         self.left -= 1
@@ -317,16 +321,14 @@ class Unpickler(pickle._Unpickler):
     only those instructions that build containers, numbers, strings, bytes and arrays, and knows no other functions."""
     safe = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING
         BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT DICT
-        EMPTY_LIST LIST APPEND APPENDS SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL
-        STACK_GLOBAL REDUCE BUILD""".split()
+        EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS PUT BINPUT LONG_BINPUT
+        MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
     dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in safe}
-    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]                     # does not trust the length
-    # tuples are read as lists: a tuple of tuples of tuples can take for ever to hash, and a list is never hashed
-    dispatch[pickle.EMPTY_TUPLE[0]] = dispatch[pickle.EMPTY_LIST[0]]
-    dispatch[pickle.TUPLE[0]] = dispatch[pickle.LIST[0]]
-    for n, code in enumerate([pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3], 1):
-        dispatch[code[0]] = lambda self, n=n: self.stack.__setitem__(slice(-n, None), [self.stack[-n:]])
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]     # which does not take the length on trust
     dispatch[pickle.BUILD[0]] = lambda self: Array.fill(self.stack[-2], self.stack.pop())
+    for code in pickle.GET, pickle.BINGET, pickle.LONG_BINGET:         # nothing large may be used twice: no bombs
+        dispatch[code[0]] = lambda self, get=dispatch[code[0]]: (get(self), expect(
+            not isinstance(self.stack[-1], (list, dict, tuple)) and sys.getsizeof(self.stack[-1]) < 1000, "it repeats itself"))
     functions = {
         "numpy.dtype": make_dtype, "numpy.ndarray": None, "_codecs.encode": lambda text, _: text.encode("latin1"),
         "numpy.core.multiarray._reconstruct": lambda *_: Array(), "numpy.core.numeric._frombuffer": make_array,   # numpy 1
@@ -352,8 +354,8 @@ def lock(path):
         else:
             import fcntl
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None
+    except OSError as problem:
+        return None if problem.errno in (errno.EWOULDBLOCK, errno.EACCES) else f   # some disks know no locks
     return f
 
 
@@ -486,11 +488,14 @@ def share(model, gradients=0):
     return memory
 
 def start(target, *args):
-    """A process of the script's own, to which Ctrl-C, which reaches all processes, means nothing."""
+    """A process of the script's own. Ctrl-C and the like, which reach all processes, mean nothing to it."""
     process = SPAWN.Process(target=target, args=args, daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)   # inherited by the process from its first moment
-    process.start()
-    signal.signal(signal.SIGINT, handler)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}   # inherited from the start
+    try:
+        process.start()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return process
 
 def attend():
@@ -558,8 +563,9 @@ def hand_out(tasks, connections, stopped=lambda: False):
                 yield connection.recv()
                 idle.append(connection)
                 left -= 1
-    except (EOFError, ConnectionError):
-        raise RunEnded("a worker process died (killed? out of memory?)") from None
+    except (EOFError, OSError):
+        if not stopped():
+            raise RunEnded("a worker process died (killed? out of memory?)") from None
 
 def evaluate(path, count, workers, seed):
     """Play that many episodes with the weights in path, without learning, and tell the score."""
@@ -622,23 +628,31 @@ def learn(run, workers, memory, stopped=lambda: False):
             run.seconds += time.monotonic() - begun
             yield scores
 
+def write(text, stream):
+    """Print; on a full disk in vain. Raises OSError if there is nobody who reads."""
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC:
+            raise
+
 def show(line, lasting=True):
     """Print a line; on a terminal the next one takes its place unless it is lasting."""
     if not sys.stdout.isatty():
-        return print(line, flush=True)
+        return write(line + "\n", sys.stdout)
     columns = os.get_terminal_size(sys.stdout.fileno()).columns or 80
     while "  " in line and len(line) >= columns:           # what does not fit of a status line goes, from the right
         line = line.rpartition("  ")[0]
     rows_above = max(show.width - 1, 0) // columns         # that the last one takes if the terminal is narrower now
     show.width = 0 if lasting else len(line)
-    print(f"\x1b[{rows_above}A" * (rows_above > 0) + "\r\x1b[J" + line, end="\n" if lasting else "", flush=True)
+    write(f"\x1b[{rows_above}A" * (rows_above > 0) + "\r\x1b[J" + line + "\n" * lasting, sys.stdout)
 show.width = 0
 
 def complain(message):
     """One line on stderr, in the place of the live line if there is one."""
     if sys.stdout.isatty():
         show("", lasting=False)
-    print(f"pg_pong.py: {message}", file=sys.stderr)
+    write(f"pg_pong.py: {message}\n", sys.stderr)
 
 def fail(message, status=2):
     complain(message)
@@ -661,7 +675,8 @@ def read_keys(keys):
 
 def train(run, path, known, workers, episodes, render):
     """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
-    received, keys, saved, failing, error = [], [], run.episode_number, False, None
+    received, keys, saved, failing, error, window = [], [], run.episode_number, False, None, None
+    memory = share(run.model, run.hyperparameters["batch_size"])
     size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
     best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)   # once it is a mean of something
     for number in STOP_SIGNALS:
@@ -674,7 +689,6 @@ def train(run, path, known, workers, episodes, render):
         if hasattr(signal, "SIGTTIN"):
             signal.signal(signal.SIGTTIN, signal.SIG_IGN)              # else to read in the background would stop us
         threading.Thread(target=read_keys, args=(keys,), daemon=True).start()
-    memory, window = share(run.model, size), None
 
     def toggle():
         nonlocal window
@@ -707,7 +721,7 @@ def train(run, path, known, workers, episodes, render):
             if run.episode_number > SAVE_EVERY:
                 best = max(best, run.running_reward)
             show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}"
-                 + f"  best {best:+.2f}" * (best > -math.inf)
+                 + f"  best {best:+.2f}" * bool(best > -math.inf)
                  + f"  {(run.steps - first_step) / (now - began):.0f} steps/s  {rate:.1f} episodes/s"
                  + f"  {timedelta(seconds=round(now - began))}"
                  + (f"  {timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left" if episodes else ""),
@@ -725,7 +739,7 @@ def train(run, path, known, workers, episodes, render):
         error = str(reason)
     except OSError as problem:                                         # as when the reader of a pipe went away
         error = f"training ended: {problem.strerror}"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = open(os.devnull, "w")
     if run.episode_number > saved and finite(run.model) and finite(run.rmsprop_cache):
         path, saved = save_somewhere(run, path, known), run.episode_number
     show(f"{path} holds the run up to episode {saved}. Go on with: {resume_command(path)}" if saved
@@ -737,17 +751,13 @@ def train(run, path, known, workers, episodes, render):
 
 def save_somewhere(run, path, known):
     """Save at the end of a run: at path, or else in the home folder or that for temporary files. Returns where."""
-    failures = []
     for place in path, os.path.expanduser("~/pg_pong-save.p"), os.path.join(tempfile.gettempdir(), "pg_pong-save.p"):
         try:
             save(run, place, known if place == path else None)
-        except OSError as problem:
-            failures.append(f"cannot save to {place} ({problem.strerror})")
-        else:
-            for failure in failures:
-                complain(failure)
             return place
-    fail(f"{'; '.join(failures)}: what was learned since the last save is lost", status=1)
+        except OSError as problem:
+            complain(f"cannot save to {place} ({problem.strerror})")
+    fail("what was learned since the last save is lost", status=1)
 
 
 # ---- command line
@@ -835,6 +845,10 @@ def main():
     if args.plot:
         return plot(args.save, args.plot)
 
+    if os.path.islink(args.save):
+        args.save = os.path.realpath(args.save)            # to be replaced where it is, and not the link
+    if os.path.lexists(args.save) and not os.path.isfile(args.save) or not os.path.basename(args.save):
+        fail(f"{args.save!r} is no file; choose another with --save")
     try:
         locked = lock(args.save)                           # held until the script ends
     except OSError as problem:
@@ -850,9 +864,12 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
     try:
         main()
     except KeyboardInterrupt:                              # anywhere but in training, which ends by itself
         sys.exit(130)
-    except RunEnded as reason:
+    except (RunEnded, OSError) as reason:
+        if isinstance(reason, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         fail(str(reason), status=1)

@@ -81,7 +81,10 @@ def storm(folder, kills, chance):
         if victim == "group":
             os.killpg(process.pid, signal.SIGKILL)
         else:
-            os.kill(process.pid if victim == "trainer" or not workers else max(workers), signal.SIGKILL)
+            try:
+                os.kill(process.pid if victim == "trainer" or not workers else max(workers), signal.SIGKILL)
+            except ProcessLookupError:                     # it was one of those that libraries start for a moment
+                process.kill()
         try:
             process.communicate(timeout=10)
         except subprocess.TimeoutExpired:

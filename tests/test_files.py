@@ -146,7 +146,8 @@ def test_a_full_disk_to_the_end_leaves_the_old_file_and_says_what_is_lost(traine
     limit_files(process.pid, 1 << 20)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert len(err.splitlines()) == 2 and "pg_pong-save.p (File too large)" in err and "is lost" in err
+    assert err.count("pg_pong-save.p (File too large)") == 2 and err.endswith("since the last save is lost\n")
+    assert "Traceback" not in err and len(err.splitlines()) == 5, err
     assert trainer.save.read_bytes() == saved and not list(homes[0].iterdir())
 
 
@@ -318,9 +319,16 @@ def payloads(path):
     yield "a bytearray of 20 GB", b"\x80\x05\x96" + struct.pack("<Q", 20 << 30) + b"x.", ""
     yield "an array of 2 EB", b"\x80\x02cnumpy._core.multiarray\n_reconstruct\n(tRq\x00(K\x01J\xff\xff\xff\x7fcnumpy\ndtype\n(S'f8'\ntR\x89S''\ntb.", ""
     deep = b"\x80\x02K\x00" + b"\x85" * 90_000
-    yield "a tuple 90,000 deep as a key", b"\x80\x02}" + deep[2:] + b"K\x00s.", "damaged"
+    yield "a tuple 90,000 deep as a key", b"\x80\x02}" + deep[2:] + b"K\x00s.", "refused"
     doubling = b"\x80\x02}K\x00" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(100)) + b"K\x00s."
-    yield "a tuple that takes 2**100 steps to hash", doubling, "damaged"
+    yield "a tuple that takes 2**100 steps to hash", doubling, "repeats itself"
+    dtype = b"\x80\x02cnumpy\ndtype\n" + b"K\x00" + b"\x85" * 1500 + b"\x85R."
+    yield "a dtype code that is nested 1,500 deep", dtype, ""
+    big = b"\x80\x02X" + struct.pack("<I", 10**7) + b"x" * 10**7
+    yield "10 MB that are encoded 400 times", big + b"q\x000" + b"c_codecs\nencode\nq\x01" + (
+        b"h\x00X\x06\x00\x00\x00latin1\x86Rh\x01" * 400) + b".", ""
+    yield "10 MB of arguments 400 times", big + b"q\x00cnumpy._core.multiarray\n_reconstruct\nq\x01" + b"h\x00Rh\x01" * 400 + b".", ""
+    yield "a name of 1 MB with escapes", b"c\x1b[31m" + b"x" * 10**6 + b"\nfoo\n.", "refused"
     yield "a million instructions", b"\x80\x02]" + b"N" * 1_000_000 + b".", "refused"
     yield "a long decimal number", b"L" + b"9" * 1_000_000 + b"L\n.", ""
     yield "an endless list", b"\x80\x02]q\x00h\x00a.", ""
@@ -401,13 +409,38 @@ def test_files_over_256_MB_and_things_that_are_no_files_are_refused_unread(train
     with open(trainer.save, "wb") as f:
         f.truncate((256 << 20) + 1)
     begun = time.monotonic()
-    for prepare in (lambda: None, lambda: (trainer.save.unlink(), trainer.save.mkdir()),
-                    lambda: (trainer.save.rmdir(), os.mkfifo(trainer.save)),
-                    lambda: (trainer.save.unlink(), trainer.save.symlink_to("/dev/zero"))):
+    for prepare, words in ((lambda: None, "no file of at most 256 MB"),
+                           (lambda: (trainer.save.unlink(), trainer.save.mkdir()), "is no file"),
+                           (lambda: (trainer.save.rmdir(), os.mkfifo(trainer.save)), "is no file"),
+                           (lambda: (trainer.save.unlink(), trainer.save.symlink_to("/dev/zero")), "is no file")):
         prepare()
-        result = trainer("--resume", status=2)
-        assert len(result.err.splitlines()) == 1 and "no file of at most 256 MB" in result.err
-    assert time.monotonic() - begun < 20
+        for flags in [["--resume"], ["--eval", "1"]] + ([[]] if words == "is no file" else []):
+            result = trainer(*flags, status=2)
+            assert len(result.err.splitlines()) == 1 and "no file" in result.err
+    assert time.monotonic() - begun < 40
+
+
+def test_a_link_is_followed_and_stays_a_link(trainer):
+    (trainer.folder / "disk").mkdir()
+    trainer.save.symlink_to("disk/real.p")
+    (trainer.folder / "disk" / "real.p").write_bytes(b"old")
+    trainer("--episodes", 10)
+    assert trainer.save.is_symlink() and pg_pong.load(str(trainer.save))[0].episode_number == 10
+    assert (trainer.folder / "disk" / "real.p.1").read_bytes() == b"old"
+
+
+def test_hyperparameters_in_another_order_are_the_same(saved, tmp_path):
+    run = parts(saved)
+    run[1]["hyperparameters"] = dict(reversed(run[1]["hyperparameters"].items()))
+    assert list(loads(whole(run), tmp_path).hyperparameters.items()) == list(pg_pong.HYPERPARAMETERS.items())
+
+
+def test_an_output_that_is_full_or_closed_ends_no_training(trainer):
+    command = f"{sys.executable} {ROOT / 'pg_pong.py'} --episodes 10"
+    for redirection in "> /dev/full", ">&-", "> /dev/full 2> /dev/full":
+        result = subprocess.run(f"{command} {redirection}", shell=True, cwd=trainer.folder, capture_output=True, text=True)
+        assert "Traceback" not in result.stderr and trainer.load()[1]["episode_number"] == 10, result.stderr
+        trainer.save.unlink()
 
 
 def test_emulator_states_that_the_emulator_refuses_are_replaced_and_the_line_says_so(trainer, saved):

@@ -105,7 +105,7 @@ def test_into_a_pipe_there_is_a_line_for_each_batch(reference):
     assert [line.split()[1] for line in status] == ["10", "20", "30"]
     for line in status:
         assert re.fullmatch(r"episode \d+  score -\d\d\.\d  running mean -\d\d\.\d\d  \d+ steps/s  \d+\.\d episodes/s  "
-                            r"\d:\d\d:\d\d", line), line
+                            r"\d:\d\d:\d\d  \d:\d\d:\d\d left", line), line
     assert len(lines) == 6 and reference[1].err == ""
 
 
@@ -122,7 +122,7 @@ def test_on_a_terminal_there_is_one_live_line(trainer):
     except OSError:                                                    # the terminal's end
         pass
     lines = text.decode().replace("\r\n", "\n").split("\n")
-    assert [line.count("\repisode") for line in lines if "\repisode" in line] == [2], lines
+    assert [line.count("\r\x1b[Jepisode") for line in lines if "episode 20  " in line] == [2], lines
 
 
 # ---- the command line
