@@ -129,7 +129,7 @@ def standardize(returns):
 def make_env(**kwargs):
     """Pong with the dynamics of Pong-v0: an action lasts 2 to 4 frames, and each of them ignores it one time in four."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", disable_env_checker=True, **kwargs)
+    return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
 
 def begin_episode(env, rng, state):
     """Reset the game. Its chance comes from rng and, as to ignored actions, from a stream inside the emulator, which
@@ -138,20 +138,20 @@ def begin_episode(env, rng, state):
     accepted = state is not None
     if accepted:
         try:
-            env.unwrapped.ale.restoreState(ale_py.ALEState(state))
+            env.ale.restoreState(ale_py.ALEState(state))
             env.reset()
         except Exception:                                  # of a damaged state, or one of another version
             accepted = False
     if not accepted:
         env.reset(seed=int(rng.integers(2**31)))           # loads the game anew
-    env.unwrapped.np_random = rng
+    env.np_random = rng
     return accepted
 
 def play(env, model, rng):
     """Play an episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) for each step."""
-    codes, over = crop(env.unwrapped.ale.getScreen()), False
+    codes, over = crop(env.ale.getScreen()), False
     while not over:
-        previous, codes = codes, crop(env.unwrapped.ale.getScreen())   # the same at first: that difference is all zeros
+        previous, codes = codes, crop(env.ale.getScreen())   # the same at first: that difference is all zeros
         x = difference(codes, previous)
         p, h = policy_forward(model, x)
         up = rng.random() < p                              # sampled: the chance is what explores
@@ -387,7 +387,7 @@ def show_games(newest_model, draw=None):
             if draw:
                 time.sleep(max(0, began + step * 3 / 60 - time.monotonic()))   # on average 3 frames, 60 of them a second
                 speed = step / (time.monotonic() - began)
-                draw(env.unwrapped.ale, f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s")
+                draw(env.ale, f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s")
         env.reset()
 
 def terminal_frame(rgb, columns, lines, status):
@@ -454,7 +454,7 @@ def plot(path, picture):
     axes.set(xlabel="episode", ylabel="score", ylim=(-21.5, 21.5), xlim=(0, max(run.episode_number, 1)),
              title=f"Pong from pixels: {described(run)}, {run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} hours")
     axes.secondary_xaxis("top", functions=(lambda x: x / size, lambda x: x * size)).set_xlabel("update")
-    axes.legend(loc="lower right", markerscale=4)
+    axes.legend(loc="upper left", markerscale=4)
     W1, W2 = run.model["W1"], run.model["W2"]
     strongest = np.argsort(-np.linalg.norm(W1, axis=1) * np.abs(W2))[:40]
     limit = np.percentile(np.abs(W1[strongest]), 99.8)
@@ -528,7 +528,7 @@ def work(connection, memory, gamma):
             rewards = [step[-1] for step in play(env, model, rng)]
         else:
             rewards = learn_from_episode(env, model, rng, gamma, gradients[place])
-        state_after = env.unwrapped.ale.cloneState(include_rng=True).serialize()
+        state_after = env.ale.cloneState(include_rng=True).serialize()
         connection.send((place, (rewards.count(1), rewards.count(-1), len(rewards), state_after,
                                  state is not None and not carried)))
 
