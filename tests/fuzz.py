@@ -53,7 +53,7 @@ def fuzz_files(count, rng):
     model = pg_pong.new_model(rng)
     rest = {"format": 1} | vars(pg_pong.new_run(0, dict(pg_pong.HYPERPARAMETERS), model)) | {
         "episode_number": 10, "running_reward": -20.5, "episode_rewards": np.full(10, -20, np.int8), "steps": 9,
-        "emulator_states": [bytes(14_000)] * 10}
+        "emulator_states": [rng.bytes(14_000) for _ in range(10)]}
     del rest["model"]
     data = pickle.dumps(model, 4) + pickle.dumps(rest, 4)
     second = len(pickle.dumps(model, 4))
