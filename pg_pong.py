@@ -298,7 +298,7 @@ class Array:
         else:
             _, shape, dtype, fortran, data = state
             data = data.encode("latin1") if isinstance(data, str) else data            # Python 2 has no bytes
-            self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
+            self.value = make_array(data, dtype, shape, "F" if fortran else "C").value
 
 def make_dtype(code, *_):
     expect(type(code) is str and re.fullmatch("b1|[iu][1248]|f[248]", code), f"refused dtype {str(code)[:20]}")
@@ -428,11 +428,12 @@ def watch(path, in_terminal):
     finally:
         print("\x1b[0m\x1b[?25h\x1b[?1049l" * in_terminal, end="", flush=True)
 
-def running_means(scores):
-    """The running mean after each episode."""
+def running_means(scores, mean=None):
+    """The running mean after each episode, from the mean before: the first score, then 0.99 old + 0.01 new."""
     means = []
-    for score in scores:
-        means.append(0.99 * means[-1] + 0.01 * score if means else float(score))
+    for score in np.asarray(scores).tolist():
+        mean = float(score) if mean is None else 0.99 * mean + 0.01 * score
+        means.append(mean)
     return means
 
 def plot(path, picture):
@@ -618,9 +619,7 @@ def learn(run, workers, memory, stopped=lambda: False):
                 complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
                          "the run is no longer identical to one without a stop")
             scores = np.subtract(won, lost)
-            for score in scores.tolist():
-                run.running_reward = (float(score) if run.running_reward is None
-                                      else 0.99 * run.running_reward + 0.01 * score)
+            run.running_reward = running_means(scores, run.running_reward)[-1]
             run.episode_rewards = np.append(run.episode_rewards, scores.astype(np.int8))
             run.emulator_states = list(states)
             run.episode_number += size
@@ -676,8 +675,8 @@ def read_keys(keys):
 def train(run, path, known, workers, episodes, render):
     """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
     received, keys, saved, failing, error, window = [], [], run.episode_number, False, None, None
-    memory = share(run.model, run.hyperparameters["batch_size"])
     size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
+    memory = share(run.model, size)
     best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)   # once it is a mean of something
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
