@@ -51,8 +51,9 @@ SAVE_EVERY = 100             # episodes
 SIZE_LIMIT = 256 << 20       # bytes of a file that is read
 RANGES = {                   # what is admitted, from the command line and from files
     "batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1), "decay_rate": (float, 0, 1),
-    "seed": (int, 0, 2**32 - 1), "episodes": (int, 1, 10**9), "workers": (int, 1, 1000), "eval": (int, 1, 10**6), "episode_number": (int, 1, 10**9),
-    "running_reward": (float, -21, 21), "steps": (int, 1, 10**15), "seconds": (float, 0, 10**12),
+    "seed": (int, 0, 2**32 - 1), "episodes": (int, 1, 10**9), "workers": (int, 1, 1000), "eval": (int, 1, 10**6),
+    "episode_number": (int, 1, 10**9), "running_reward": (float, -21, 21), "steps": (int, 1, 10**15),
+    "seconds": (float, 0, 10**12),
 }
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -127,7 +128,7 @@ def standardize(returns):
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong with the dynamics of Pong-v0: an action lasts 2 to 4 frames, and each of them ignores it one time in four."""
+    """Pong with the dynamics of Pong-v0: an action lasts 2 to 4 frames; one frame in four still obeys the one before."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
 
@@ -231,7 +232,7 @@ def save(run, path, known):
             os.fsync(f.fileno())                           # on the disk before the old file goes
         if fingerprint(path) not in (None, known):
             keep(path)
-        os.replace(temporary, path)                        # at each instant there is the old file or the new, never half
+        os.replace(temporary, path)                        # at each instant there is the old file or the new
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -246,7 +247,8 @@ def load(path):
 
     Raises OSError, or ValueError saying why the file is refused, for it may come from anybody.
     """
-    expect(os.stat(path).st_size <= SIZE_LIMIT and os.path.isfile(path), f"it is no file of at most {SIZE_LIMIT >> 20} MB")
+    expect(os.stat(path).st_size <= SIZE_LIMIT and os.path.isfile(path),
+           f"it is no file of at most {SIZE_LIMIT >> 20} MB")
     mark = fingerprint(path)
     with open(path, "rb") as f:
         data = io.BytesIO(f.read(SIZE_LIMIT))
@@ -268,9 +270,11 @@ def load(path):
         scores, states = run.episode_rewards, run.emulator_states
         expect(scores.dtype == np.int8 and scores.shape == (run.episode_number,), "episode_rewards do not fit")
         expect(type(states) is list and all(type(s) is bytes for s in states), "emulator_states are not bytes")
-    except Exception as damage:                            # whatever it is, it is the file, which shall be named in one line
+    except Exception as damage:                            # whatever it is, it is the file that is to blame
         reason = ascii(str(damage))[1:-1][:200]
-        raise ValueError(reason if type(damage) is ValueError else f"damaged ({type(damage).__name__}: {reason})") from None
+        if type(damage) is not ValueError:
+            reason = f"damaged ({type(damage).__name__}: {reason})"
+        raise ValueError(reason) from None
     return run, mark
 
 def checked(name, weights):
@@ -307,6 +311,9 @@ def make_dtype(code, *_):
 def make_array(data, dtype, shape, order):
     return Array(np.frombuffer(data, dtype.value).reshape(shape, order=order))
 
+def expect_small(item):
+    expect(not isinstance(item, (list, dict, tuple)) and sys.getsizeof(item) < 1000, "it repeats itself")
+
 class Counted(dict):
     """The instructions of the pickle machine, of which a run takes some hundreds: no more than 2,000 are obeyed."""
     left = 2000
@@ -318,7 +325,8 @@ class Counted(dict):
 
 class Unpickler(pickle._Unpickler):
     """A pickle is a program that may do anything. Here runs the library's own machine for it, the one in Python, with
-    only those instructions that build containers, numbers, strings, bytes and arrays, and knows no other functions."""
+    only those instructions that build containers, numbers, strings, bytes and arrays, and with no functions but those
+    by which numpy, old and new, pickles its arrays."""
     safe = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING
         BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT DICT
         EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS PUT BINPUT LONG_BINPUT
@@ -327,12 +335,11 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]     # which does not take the length on trust
     dispatch[pickle.BUILD[0]] = lambda self: Array.fill(self.stack[-2], self.stack.pop())
     for code in pickle.GET, pickle.BINGET, pickle.LONG_BINGET:         # nothing large may be used twice: no bombs
-        dispatch[code[0]] = lambda self, get=dispatch[code[0]]: (get(self), expect(
-            not isinstance(self.stack[-1], (list, dict, tuple)) and sys.getsizeof(self.stack[-1]) < 1000, "it repeats itself"))
+        dispatch[code[0]] = lambda self, get=dispatch[code[0]]: (get(self), expect_small(self.stack[-1]))
     functions = {
         "numpy.dtype": make_dtype, "numpy.ndarray": None, "_codecs.encode": lambda text, _: text.encode("latin1"),
-        "numpy.core.multiarray._reconstruct": lambda *_: Array(), "numpy.core.numeric._frombuffer": make_array,   # numpy 1
-        "numpy._core.multiarray._reconstruct": lambda *_: Array(), "numpy._core.numeric._frombuffer": make_array,   # 2
+        "numpy.core.multiarray._reconstruct": lambda *_: Array(), "numpy.core.numeric._frombuffer": make_array,
+        "numpy._core.multiarray._reconstruct": lambda *_: Array(), "numpy._core.numeric._frombuffer": make_array,
     }
 
     def __init__(self, f):
@@ -385,7 +392,7 @@ def show_games(newest_model, draw=None):
         for step, (_, _, p, _, reward) in enumerate(play(env, newest_model(), rng), 1):
             points[reward > 0] += reward != 0
             if draw:
-                time.sleep(max(0, began + step * 3 / 60 - time.monotonic()))   # on average 3 frames, 60 of them a second
+                time.sleep(max(0, began + step * 3 / 60 - time.monotonic()))   # a step is 3 frames on average, at 60/s
                 speed = step / (time.monotonic() - began)
                 draw(env.ale, f"{points[0]} : {points[1]}   p(UP) {p:.2f}   {speed:.0f} steps/s")
         env.reset()
@@ -449,11 +456,11 @@ def plot(path, picture):
     above, below = figure.subfigures(2, height_ratios=[1, 1.15])
     axes = above.subplots()
     episodes, size = np.arange(1, run.episode_number + 1), run.hyperparameters["batch_size"]
-    axes.plot(episodes, run.episode_rewards, ".", markersize=2, alpha=0.3, color="tab:blue", label="score of an episode")
+    axes.plot(episodes, run.episode_rewards, ".", markersize=2, alpha=0.3, label="score of an episode")
     axes.plot(episodes, running_means(run.episode_rewards), color="tab:red", label="running mean")
     axes.axhline(0, color="black", linewidth=0.8, linestyle="--", label="even with the built-in opponent")
     axes.set(xlabel="episode", ylabel="score", ylim=(-21.5, 21.5), xlim=(0, max(run.episode_number, 1)),
-             title=f"Pong from pixels: {described(run)}, {run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} hours")
+             title=f"{described(run)}: {run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} hours")
     axes.secondary_xaxis("top", functions=(lambda x: x / size, lambda x: x * size)).set_xlabel("update")
     axes.legend(loc="upper left", markerscale=4)
     W1, W2 = run.model["W1"], run.model["W2"]
@@ -556,17 +563,17 @@ def hand_out(tasks, connections, stopped=lambda: False):
     """Have tasks done, one at a time by each worker, since episodes differ in length. Yields (place, result) as they
     come; ends early if stopped(). Raises RunEnded if a worker died."""
     idle, tasks, left = list(connections), list(tasks), len(tasks)
-    try:
-        while left and not stopped():
+    while left and not stopped():
+        try:
             while idle and tasks:
                 idle.pop().send(tasks.pop(0))
-            for connection in wait(connections, timeout=0.2):
-                yield connection.recv()
-                idle.append(connection)
-                left -= 1
-    except (EOFError, OSError):
-        if not stopped():
+            done = wait(connections, timeout=0.2)
+            results = [connection.recv() for connection in done]
+        except (EOFError, OSError):
             raise RunEnded("a worker process died (killed? out of memory?)") from None
+        yield from results
+        idle += done
+        left -= len(done)
 
 def evaluate(path, count, workers, seed):
     """Play that many episodes with the weights in path, without learning, and tell the score."""
@@ -612,8 +619,8 @@ def learn(run, workers, memory, stopped=lambda: False):
             with np.errstate(all="ignore"):
                 rmsprop(run.model, run.rmsprop_cache, gradient, settings["learning_rate"], settings["decay_rate"])
             if not finite(run.model) or not finite(run.rmsprop_cache):
-                raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were not "
-                               "saved. Resume the last save with a smaller --learning-rate")
+                raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were "
+                               "not saved. Resume the last save with a smaller --learning-rate")
             won, lost, steps, states, refused = zip(*(results[n] for n in range(size)))
             if any(refused):
                 complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
@@ -677,7 +684,7 @@ def train(run, path, known, workers, episodes, render):
     received, keys, saved, failing, error, window = [], [], run.episode_number, False, None, None
     size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
     memory = share(run.model, size)
-    best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)   # once it is a mean of something
+    best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
             signal.signal(number, lambda number, frame: received.append(number))
@@ -714,23 +721,26 @@ def train(run, path, known, workers, episodes, render):
         toggle()
     try:
         for scores in learn(run, workers, memory, stopped):
-            now = time.monotonic()
-            rate = (run.episode_number - first_episode) / (now - began)
-            due, done = run.episode_number % SAVE_EVERY < size, bool(episodes) and run.episode_number >= episodes
-            if run.episode_number > SAVE_EVERY:
+            elapsed = time.monotonic() - began
+            rate = (run.episode_number - first_episode) / elapsed
+            parts = [f"episode {run.episode_number}", f"score {np.mean(scores):+.1f}",
+                     f"running mean {run.running_reward:+.2f}"]
+            if run.episode_number > SAVE_EVERY:                        # now it is a mean of something
                 best = max(best, run.running_reward)
-            show(f"episode {run.episode_number}  score {np.mean(scores):+.1f}  running mean {run.running_reward:+.2f}"
-                 + f"  best {best:+.2f}" * bool(best > -math.inf)
-                 + f"  {(run.steps - first_step) / (now - began):.0f} steps/s  {rate:.1f} episodes/s"
-                 + f"  {timedelta(seconds=round(now - began))}"
-                 + (f"  {timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left" if episodes else ""),
-                 lasting=due or done)
+                parts.append(f"best {best:+.2f}")
+            parts += [f"{(run.steps - first_step) / elapsed:.0f} steps/s", f"{rate:.1f} episodes/s",
+                      str(timedelta(seconds=round(elapsed)))]
+            if episodes:
+                parts.append(f"{timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left")
+            due, done = run.episode_number % SAVE_EVERY < size, bool(episodes) and run.episode_number >= episodes
+            show("  ".join(parts), lasting=due or done)
             if due:
                 try:
                     known, saved, failing = save(run, path, known), run.episode_number, False
                 except OSError as problem:
                     if not failing:
-                        complain(f"cannot save to {path} ({problem.strerror}); training goes on, and the next save tries again")
+                        complain(f"cannot save to {path} ({problem.strerror}); training goes on, "
+                                 "and the next save tries again")
                     failing = True
             if done:
                 break
@@ -775,7 +785,7 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def described(run):
-    return f"episode {run.episode_number}, running mean {run.running_reward:+.2f}" if run.episode_number else "episode 0"
+    return f"episode {run.episode_number}" + f", running mean {run.running_reward or 0:+.2f}" * (run.episode_number > 0)
 
 def loaded(path):
     """load(), or one line that says what is wrong with the file."""
@@ -813,7 +823,8 @@ def main():
     parser.error = lambda message: fail(f"{message}; see python pg_pong.py --help")
     def add(flag, help, group=parser, default=None):
         limits = RANGES[flag[2:].replace("-", "_")]
-        group.add_argument(flag, help=help, type=number(*limits), metavar="N" if limits[0] is int else "X", default=default)
+        group.add_argument(flag, help=help, type=number(*limits), default=default,
+                           metavar="N" if limits[0] is int else "X")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true",
                       help="go on from the saved run, with its seed and hyperparameters unless given anew")
@@ -823,7 +834,8 @@ def main():
                       help="draw the saved run as PNG or SVG, by the name's ending (default: pong.png)")
     parser.add_argument("--save", metavar="PATH", default="save.p", help="where the run is saved (default: save.p)")
     parser.add_argument("--render", action="store_true", help="show the game in a window while training")
-    parser.add_argument("--terminal", action="store_true", help="with --watch: in the terminal even if there is a display")
+    parser.add_argument("--terminal", action="store_true",
+                        help="with --watch: in the terminal even if there is a display")
     add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)")
     add("--workers", "processes that play, at most one per episode of a batch (default: one per core)",
         default=available_cores())

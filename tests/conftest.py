@@ -53,6 +53,12 @@ class Trainer:
             return pickle.load(f), pickle.load(f)
 
 
+def children(pid):
+    """The ids of the processes that a trainer has begun: workers, and a view if one is open."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(p) for p in pids if b"import spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
 @pytest.fixture
 def trainer(tmp_path):
     return Trainer(tmp_path)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer, same
+from conftest import ROOT, Trainer, children, same
 
 import pg_pong
 
@@ -60,25 +60,28 @@ def test_a_storm_of_kills_loses_nothing():
     assert "8 kills, 0 unreadable files" in result.stdout and "bit-identical" in result.stdout
 
 
-def children(pid):
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_a_dead_worker_ends_the_run_within_seconds_with_its_state_saved(trainer):
     process = trainer.start()
     for line in process.stdout:
         if line.startswith("episode 10 "):
             break
     begun = time.monotonic()
-    os.kill(max(children(process.pid)), signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     out, err = process.communicate(timeout=20)
     assert time.monotonic() - begun < 5
     assert process.returncode == 1 and err == "pg_pong.py: a worker process died (killed? out of memory?)\n"
     assert trainer.load()[1]["episode_number"] == int(out.splitlines()[-1].split("episode ")[1].split(".")[0]) >= 10
 
 
+def test_a_fault_outside_the_workers_is_not_blamed_on_them():
+    def stopped():
+        raise BrokenPipeError
+    with pytest.raises(BrokenPipeError):
+        list(pg_pong.hand_out([0], [], stopped))
+
+
 def test_a_dead_trainer_leaves_no_worker_behind(trainer):
-    process = trainer.start()
+    process = trainer.start("--workers", 2)
     for line in process.stdout:
         if line.startswith("episode 10 "):
             break
@@ -99,9 +102,9 @@ def start_frequent(trainer, *flags, **kwargs):
     def obey_permissions():
         for capability in 1, 2:                                        # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)           # PR_CAPBSET_DROP; fails harmlessly if not root
-    return subprocess.Popen([sys.executable, "-c", FREQUENT.format(root=str(ROOT)), *flags], cwd=trainer.folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                            preexec_fn=obey_permissions, **kwargs)
+    return subprocess.Popen([sys.executable, "-c", FREQUENT.format(root=str(ROOT)), "--workers", "2", *flags],
+                            cwd=trainer.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            stdin=subprocess.DEVNULL, preexec_fn=obey_permissions, **kwargs)
 
 
 def read_until(stream, start):
@@ -233,7 +236,7 @@ def test_weights_that_are_no_longer_finite_are_not_saved(trainer, saved):
 
 
 def test_an_output_that_nobody_reads_any_more_ends_the_run_saved(trainer):
-    process = trainer.start()
+    process = trainer.start("--workers", 2)
     read_until(process.stdout, "2 workers")
     process.stdout.close()
     process.wait(timeout=30)
