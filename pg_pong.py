@@ -20,6 +20,7 @@ import contextlib
 import errno
 import gc
 import io
+import itertools
 import math
 import multiprocessing
 import pickle
@@ -128,7 +129,7 @@ def standardize(returns):
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong with the dynamics of Pong-v0: an action lasts 2 to 4 frames; one frame in four still obeys the one before."""
+    """Pong with the dynamics of Pong-v0: actions last 2 to 4 frames; one frame in four still obeys the one before."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
 
@@ -212,13 +213,6 @@ def kept_name(path):
     """The first free one of path.1, path.2, ..."""
     return next(name for n in range(1, 10**9) if not os.path.lexists(name := f"{path}.{n}"))
 
-def keep(path):
-    """Give the file at path another name, so that it is not overwritten."""
-    try:
-        os.link(path, kept_name(path))                     # and leave it there, so that there is a file all the time
-    except OSError:                                        # on a disk that knows no second names
-        os.rename(path, kept_name(path))
-
 def save(run, path, known):
     """Write run to path and return the new file's fingerprint. A file at path whose fingerprint is not known belongs
     to another run and is kept under another name. Raises OSError, and then leaves path as it was."""
@@ -231,7 +225,10 @@ def save(run, path, known):
             f.flush()
             os.fsync(f.fileno())                           # on the disk before the old file goes
         if fingerprint(path) not in (None, known):
-            keep(path)
+            try:
+                os.link(path, kept_name(path))             # and leave it there, so that there is a file all the time
+            except OSError:                                # on a disk that knows no second names
+                os.rename(path, kept_name(path))
         os.replace(temporary, path)                        # at each instant there is the old file or the new
     finally:
         if os.path.exists(temporary):
@@ -288,8 +285,8 @@ def checked(name, weights):
     expect(finite(weights), f"{name} is not finite")
     return weights
 
-def finite(weights):
-    return all(np.isfinite(w).all() for w in weights.values())
+def finite(*models):
+    return all(np.isfinite(w).all() for model in models for w in model.values())
 
 class Array:
     """Stands for an array or a dtype while a file is read: pickles make them empty and fill them later."""
@@ -351,9 +348,12 @@ class Unpickler(pickle._Unpickler):
         return self.functions[f"{module}.{name}"]
 
 def lock(path):
-    """Keep others from training on path. Returns an open file that holds the lock until this process ends, however it
-    ends: the file that it leaves behind locks nothing. None if another process holds it. Raises OSError."""
-    f = open(path + ".lock", "a")
+    """Keep others from training on path, or end the script if another process does. Returns an open file that holds the
+    lock until it is closed or this process ends, however it ends: the file that it leaves behind locks nothing."""
+    try:
+        f = open(path + ".lock", "a")
+    except OSError as problem:
+        fail(f"cannot write beside {path} ({problem.strerror}); choose another place with --save")
     try:
         if os.name == "nt":
             import msvcrt
@@ -362,7 +362,8 @@ def lock(path):
             import fcntl
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
-        return None if problem.errno in (errno.EWOULDBLOCK, errno.EACCES) else f   # some disks know no locks
+        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):         # otherwise the disk knows no locks
+            fail(f"another process is training on {path}; stop it first, or choose another file with --save")
     return f
 
 
@@ -386,7 +387,7 @@ def show_games(newest_model, draw=None):
         env, rng = make_env(render_mode=None if draw else "human"), np.random.default_rng()
     except RuntimeError as problem:
         fail(f"cannot open a window ({problem}); python pg_pong.py --watch --terminal shows the game in the terminal")
-    env.reset(seed=int(rng.integers(2**31)))
+    begin_episode(env, rng, None)
     while True:
         points, began = [0, 0], time.monotonic()
         for step, (_, _, p, _, reward) in enumerate(play(env, newest_model(), rng), 1):
@@ -401,30 +402,25 @@ def terminal_frame(rgb, columns, lines, status):
     """(80, 80, 3) uint8 as a screen of text: two pixels to a character, the upper one in the color of a half block."""
     if columns < 80 or lines < 41:
         return f"\x1b[0m\x1b[H\x1b[JThis terminal has {columns}x{lines} characters; the picture needs 80x41"
-    parts, colors = [], None
+    parts = []
     for y in range(0, 80, 2):
         parts.append(f"\x1b[{y // 2 + 1}H")
-        for pair in rgb[y:y + 2].swapaxes(0, 1).reshape(80, 6).tolist():
-            if pair != colors:
-                colors = pair
-                parts.append("\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*pair))
-            parts.append("\u2580")
+        for colors, pairs in itertools.groupby(rgb[y:y + 2].swapaxes(0, 1).reshape(80, 6).tolist()):
+            parts.append("\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*colors) + "\u2580" * len(list(pairs)))
     return "".join(parts) + f"\x1b[0m\x1b[41H{status[:columns - 1]}\x1b[K"
 
 def watch(path, in_terminal):
     """Show the games of the run in path, each with its newest save, until Ctrl-C or until the window is closed."""
-    run, mark = loaded(path)
+    run, _ = loaded(path)
     def newest_model():
-        nonlocal run, mark
+        nonlocal run
         with contextlib.suppress(OSError, ValueError):     # a file that cannot be read now leaves the one before in use
-            if fingerprint(path) != mark:
-                run, mark = load(path)
+            run, _ = load(path)
         return run.model
     def draw(ale, status):
         rgb = ale.getScreenRGB()[35:195:2, ::2]            # what prepro looks at, in the colors of the game
         size = os.get_terminal_size(sys.stdout.fileno())
         print(terminal_frame(rgb, *size, f"{status}   {described(run)}"), end="", flush=True)
-    in_terminal = in_terminal or not has_display()
     if in_terminal and not sys.stdout.isatty():
         fail("there is no terminal to show the game in" + ", and no display" * (not has_display()))
     for number in STOP_SIGNALS:
@@ -435,24 +431,18 @@ def watch(path, in_terminal):
     finally:
         print("\x1b[0m\x1b[?25h\x1b[?1049l" * in_terminal, end="", flush=True)
 
-def running_means(scores, mean=None):
-    """The running mean after each episode, from the mean before: the first score, then 0.99 old + 0.01 new."""
-    means = []
-    for score in np.asarray(scores).tolist():
-        mean = float(score) if mean is None else 0.99 * mean + 0.01 * score
-        means.append(mean)
-    return means
+def running_means(scores):
+    """The running mean after each episode: the first score, then 0.99 old + 0.01 new."""
+    return list(itertools.accumulate(map(float, scores), lambda mean, score: 0.99 * mean + 0.01 * score))
 
 def plot(path, picture):
     """Draw the run in path: the score of every episode, and what its most influential neurons look for."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         fail("drawing needs matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     run, _ = loaded(path)
-    figure = plt.figure(figsize=(10, 9.5), layout="constrained")
+    figure = Figure(figsize=(10, 9.5), layout="constrained")
     above, below = figure.subfigures(2, height_ratios=[1, 1.15])
     axes = above.subplots()
     episodes, size = np.arange(1, run.episode_number + 1), run.hyperparameters["batch_size"]
@@ -497,83 +487,83 @@ def share(model, gradients=0):
 
 def start(target, *args):
     """A process of the script's own. Ctrl-C and the like, which reach all processes, mean nothing to it."""
-    process = SPAWN.Process(target=target, args=args, daemon=True)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}   # inherited from the start
-    try:
-        process.start()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return process
+    process = SPAWN.Process(target=attend, args=(target, *args), name=target.__name__, daemon=True)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS]      # inherited from the start
+    process.start()
+    for number, handler in zip(STOP_SIGNALS, handlers):
+        signal.signal(number, handler)
 
-def attend():
-    """To be called first in such a process: leave all signals to its parent, and end with it, however that ends."""
+def attend(target, *args):
+    """In such a process: leave all signals to its parent, and end with it, however that ends."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    with contextlib.suppress(EOFError):                    # it has ended
+        target(*args)
 
 def view(memory):
     """Process: shows how the agent plays with the weights of the moment."""
-    attend()
     show_games(lambda: as_models(memory)[0])
+
+def toggle_view(memory):
+    """Close the view that is open, or open one."""
+    views = [process for process in multiprocessing.active_children() if process.name == "view"]
+    if views:
+        views[0].kill()
+        views[0].join()
+    elif has_display():
+        start(view, memory)
+    else:
+        complain("there is no display for a window; run python pg_pong.py --watch in a second terminal instead")
 
 def work(connection, memory, gamma):
     """Process: plays the episodes that it is told to; if it is given a gamma, it computes their gradients too."""
-    attend()
     silence_libraries()
     model, *gradients = as_models(memory)
     env = make_env()
     np.seterr(all="ignore")                                # learn() looks whether the weights are finite
     gc.disable()                                           # there are no reference cycles, and the search costs 1%
     while True:
-        try:
-            place, chance, state = connection.recv()
-        except EOFError:
-            return
+        place, chance, state = connection.recv()
         rng = np.random.default_rng(chance)
-        carried = begin_episode(env, rng, state)
+        refused = not begin_episode(env, rng, state) and state is not None
         if gamma is None:
             rewards = [step[-1] for step in play(env, model, rng)]
         else:
             rewards = learn_from_episode(env, model, rng, gamma, gradients[place])
-        state_after = env.ale.cloneState(include_rng=True).serialize()
-        connection.send((place, (rewards.count(1), rewards.count(-1), len(rewards), state_after,
-                                 state is not None and not carried)))
+        state = env.ale.cloneState(include_rng=True).serialize()
+        connection.send((place, (rewards.count(1), rewards.count(-1), len(rewards), state, refused)))
 
 class RunEnded(Exception):
     """It cannot go on; says why."""
 
 @contextlib.contextmanager
 def worker_processes(count, memory, gamma=None):
-    """Start them, give a connection to each, and see to it that they end."""
-    processes, connections = [], []
+    """Start them and give a connection to each; at the end kill them, and the view if one is open."""
+    pipes = [SPAWN.Pipe() for _ in range(count)]
     try:
-        for _ in range(count):
-            connection, far_end = SPAWN.Pipe()
-            connections.append(connection)
-            processes.append(start(work, far_end, memory, gamma))
+        for _, far_end in pipes:
+            start(work, far_end, memory, gamma)
             far_end.close()
-        yield connections
+        yield [connection for connection, _ in pipes]
     finally:
-        for process in processes:
+        for process in multiprocessing.active_children():
             process.kill()
-            process.join()
 
 def hand_out(tasks, connections, stopped=lambda: False):
     """Have tasks done, one at a time by each worker, since episodes differ in length. Yields (place, result) as they
     come; ends early if stopped(). Raises RunEnded if a worker died."""
-    idle, tasks, left = list(connections), list(tasks), len(tasks)
+    idle, waiting, left = connections, iter(tasks), len(tasks)
     while left and not stopped():
         try:
-            while idle and tasks:
-                idle.pop().send(tasks.pop(0))
-            done = wait(connections, timeout=0.2)
-            results = [connection.recv() for connection in done]
+            for connection, task in zip(idle, waiting):
+                connection.send(task)
+            idle = wait(connections, timeout=0.2)
+            results = [connection.recv() for connection in idle]
         except (EOFError, OSError):
             raise RunEnded("a worker process died (killed? out of memory?)") from None
         yield from results
-        idle += done
-        left -= len(done)
+        left -= len(results)
 
 def evaluate(path, count, workers, seed):
     """Play that many episodes with the weights in path, without learning, and tell the score."""
@@ -586,10 +576,12 @@ def evaluate(path, count, workers, seed):
                 show(f"{len(results)} of {count} episodes, mean score "
                      f"{np.mean([won - lost for won, lost, *_ in results.values()]):+.2f}", lasting=False)
     won, lost, steps = np.array([results[n][:3] for n in range(count)]).T
-    score, deviation = won - lost, (won - lost).std(ddof=1) if count > 1 else math.nan
+    score = won - lost
+    deviation = score.std(ddof=1) if count > 1 else math.nan
+    mean, margin = score.mean(), 1.96 * deviation / count**0.5
     show(f"{path} at {described(run)}: {count} episodes, seed {seed}")
-    show(f"mean score {score.mean():+.2f} (95% interval {score.mean() - 1.96 * deviation / count**0.5:+.2f} to "
-         f"{score.mean() + 1.96 * deviation / count**0.5:+.2f}), standard deviation {deviation:.2f}")
+    show(f"mean score {mean:+.2f} (95% interval {mean - margin:+.2f} to {mean + margin:+.2f}), "
+         f"standard deviation {deviation:.2f}")
     show(f"won {np.mean(score > 0):.1%} of the episodes; points {won.sum()} for, {lost.sum()} against")
     show(f"mean length {steps.mean():.0f} steps; {steps.sum() / (time.monotonic() - begun):.0f} steps/s")
 
@@ -606,40 +598,37 @@ def learn(run, workers, memory, stopped=lambda: False):
     run.model, *gradients = as_models(memory)
     with worker_processes(min(workers, size), memory, settings["gamma"]) as connections:
         while True:
-            begun, first = time.monotonic(), run.episode_number + 1
-            states = (run.emulator_states + [None] * size)[:size]
-            tasks = [(n, [run.seed, first + n], states[n]) for n in range(size)]
+            begun = time.monotonic()
+            states = run.emulator_states + [None] * size
+            tasks = [(n, [run.seed, run.episode_number + 1 + n], states[n]) for n in range(size)]
             results = dict(hand_out(tasks, connections, stopped))
             if len(results) < size:
                 return
-            gradient = gradients[0]
-            for k in gradient:
-                for other in gradients[1:]:
-                    gradient[k] += other[k]
             with np.errstate(all="ignore"):
+                gradient = {k: sum(g[k] for g in gradients) for k in run.model}
                 rmsprop(run.model, run.rmsprop_cache, gradient, settings["learning_rate"], settings["decay_rate"])
-            if not finite(run.model) or not finite(run.rmsprop_cache):
+            if not finite(run.model, run.rmsprop_cache):
                 raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were "
                                "not saved. Resume the last save with a smaller --learning-rate")
             won, lost, steps, states, refused = zip(*(results[n] for n in range(size)))
+            rewards = np.append(run.episode_rewards, np.subtract(won, lost).astype(np.int8))
+            run.running_reward, run.episode_rewards = running_means(rewards)[-1], rewards
+            run.episode_number += size
+            run.emulator_states = list(states)
+            run.steps += sum(steps)
+            run.seconds += time.monotonic() - begun
             if any(refused):
                 complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
                          "the run is no longer identical to one without a stop")
-            scores = np.subtract(won, lost)
-            run.running_reward = running_means(scores, run.running_reward)[-1]
-            run.episode_rewards = np.append(run.episode_rewards, scores.astype(np.int8))
-            run.emulator_states = list(states)
-            run.episode_number += size
-            run.steps += sum(steps)
-            run.seconds += time.monotonic() - begun
-            yield scores
+            yield rewards[-size:]
 
 def write(text, stream):
-    """Print; on a full disk in vain. Raises OSError if there is nobody who reads."""
+    """Print; on a full disk in vain. Raises OSError if there is nobody who reads, and writes to nobody from then on."""
     try:
         print(text, end="", file=stream, flush=True)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
+            sys.stdout = open(os.devnull, "w")
             raise
 
 def show(line, lasting=True):
@@ -669,22 +658,19 @@ def resume_command(path):
 
 def read_keys(keys):
     """Thread: collects the words that are typed."""
-    while True:
+    typed = True
+    while typed:
         try:
             typed = os.read(0, 1000)
+            keys.extend(typed.decode(errors="replace").split())
         except OSError:                                    # we are in the background of the terminal
             time.sleep(1)
-            continue
-        if not typed:
-            return
-        keys.extend(typed.decode(errors="replace").split())
 
 def train(run, path, known, workers, episodes, render):
-    """Train run until it has that many episodes (None: for ever) or Ctrl-C or SIGTERM comes, and save it at path."""
-    received, keys, saved, failing, error, window = [], [], run.episode_number, False, None, None
+    """Train run until it has that many episodes or Ctrl-C or SIGTERM comes, and save it at path."""
+    received, keys, saved, failing, error = [], [], run.episode_number, False, None
     size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
     memory = share(run.model, size)
-    best = max(running_means(run.episode_rewards)[SAVE_EVERY:], default=-math.inf)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
             signal.signal(number, lambda number, frame: received.append(number))
@@ -696,44 +682,32 @@ def train(run, path, known, workers, episodes, render):
             signal.signal(signal.SIGTTIN, signal.SIG_IGN)              # else to read in the background would stop us
         threading.Thread(target=read_keys, args=(keys,), daemon=True).start()
 
-    def toggle():
-        nonlocal window
-        if window and window.is_alive():
-            window.kill()
-            window.join()
-        elif has_display():
-            window = start(view, memory)
-        else:
-            complain("there is no display for a window; run python pg_pong.py --watch in a second terminal instead")
-
     def stopped():
         while keys:
-            print("\x1b[A", end="")                         # back to the line that Enter left
-            show("", lasting=False)
+            write("\x1b[A\r\x1b[J" * sys.stdout.isatty(), sys.stdout)   # back to the line that Enter left
             match keys.pop(0):
                 case "r":
-                    toggle()
+                    toggle_view(memory)
                 case "q":
                     received.append("q")
-        return received
+        return received or run.episode_number >= episodes
 
-    if render:
-        toggle()
     try:
+        if render:
+            toggle_view(memory)
         for scores in learn(run, workers, memory, stopped):
             elapsed = time.monotonic() - began
             rate = (run.episode_number - first_episode) / elapsed
             parts = [f"episode {run.episode_number}", f"score {np.mean(scores):+.1f}",
                      f"running mean {run.running_reward:+.2f}"]
             if run.episode_number > SAVE_EVERY:                        # now it is a mean of something
-                best = max(best, run.running_reward)
-                parts.append(f"best {best:+.2f}")
+                parts.append(f"best {max(running_means(run.episode_rewards)[SAVE_EVERY:]):+.2f}")
             parts += [f"{(run.steps - first_step) / elapsed:.0f} steps/s", f"{rate:.1f} episodes/s",
                       str(timedelta(seconds=round(elapsed)))]
-            if episodes:
+            if episodes < math.inf:
                 parts.append(f"{timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left")
-            due, done = run.episode_number % SAVE_EVERY < size, bool(episodes) and run.episode_number >= episodes
-            show("  ".join(parts), lasting=due or done)
+            due = run.episode_number % SAVE_EVERY < size
+            show("  ".join(parts), lasting=due or run.episode_number >= episodes)
             if due:
                 try:
                     known, saved, failing = save(run, path, known), run.episode_number, False
@@ -742,19 +716,14 @@ def train(run, path, known, workers, episodes, render):
                         complain(f"cannot save to {path} ({problem.strerror}); training goes on, "
                                  "and the next save tries again")
                     failing = True
-            if done:
-                break
     except RunEnded as reason:
-        error = str(reason)
+        error = reason
     except OSError as problem:                                         # as when the reader of a pipe went away
         error = f"training ended: {problem.strerror}"
-        sys.stdout = open(os.devnull, "w")
-    if run.episode_number > saved and finite(run.model) and finite(run.rmsprop_cache):
+    if run.episode_number > saved and finite(run.model, run.rmsprop_cache):
         path, saved = save_somewhere(run, path, known), run.episode_number
     show(f"{path} holds the run up to episode {saved}. Go on with: {resume_command(path)}" if saved
          else "stopped before the first save; there is nothing to resume")
-    if window:
-        window.kill()
     if error:
         fail(error, status=1)
 
@@ -762,7 +731,7 @@ def save_somewhere(run, path, known):
     """Save at the end of a run: at path, or else in the home folder or that for temporary files. Returns where."""
     for place in path, os.path.expanduser("~/pg_pong-save.p"), os.path.join(tempfile.gettempdir(), "pg_pong-save.p"):
         try:
-            save(run, place, known if place == path else None)
+            save(run, place, known)
             return place
         except OSError as problem:
             complain(f"cannot save to {place} ({problem.strerror})")
@@ -771,21 +740,12 @@ def save_somewhere(run, path, known):
 
 # ---- command line
 
-def number(kind, low, high):
-    """For argparse: a number from low to high."""
-    def parse(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return kind(text)
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
-    return parse
-
 def available_cores():
     """The cores that this process may use, which in a container are not all that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def described(run):
-    return f"episode {run.episode_number}" + f", running mean {run.running_reward or 0:+.2f}" * (run.episode_number > 0)
+    return f"episode {run.episode_number}" + (f", running mean {run.running_reward:+.2f}" if run.episode_number else "")
 
 def loaded(path):
     """load(), or one line that says what is wrong with the file."""
@@ -822,9 +782,8 @@ def main():
                                      description=__doc__.partition("\n\nThe algorithm")[0])
     parser.error = lambda message: fail(f"{message}; see python pg_pong.py --help")
     def add(flag, help, group=parser, default=None):
-        limits = RANGES[flag[2:].replace("-", "_")]
-        group.add_argument(flag, help=help, type=number(*limits), default=default,
-                           metavar="N" if limits[0] is int else "X")
+        kind = RANGES[flag[2:].replace("-", "_")][0]
+        group.add_argument(flag, help=help, type=kind, default=default, metavar="N" if kind is int else "X")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true",
                       help="go on from the saved run, with its seed and hyperparameters unless given anew")
@@ -845,12 +804,16 @@ def main():
     add("--gamma", "discount of rewards per step (default: 0.99)")
     add("--decay-rate", "memory of RMSProp per update (default: 0.99)")
     args = parser.parse_args()
+    for name, (_, low, high) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and not low <= value <= high:
+            parser.error(f"argument --{name.replace('_', '-')}: {value} is not between {low} and {high}")
     if args.terminal and not args.watch or args.render and (args.watch or args.eval or args.plot):
         parser.error("--terminal goes with --watch, and --render with training")
     if args.plot is not None and not args.plot.endswith((".png", ".svg")):
         parser.error(f"the name of the picture {args.plot!r} must end in .png or .svg")
     if args.watch:
-        return watch(args.save, args.terminal)
+        return watch(args.save, args.terminal or not has_display())
     if args.eval:
         return evaluate(args.save, args.eval, args.workers, args.seed or 0)
     if args.plot:
@@ -860,18 +823,13 @@ def main():
         args.save = os.path.realpath(args.save)            # to be replaced where it is, and not the link
     if os.path.lexists(args.save) and not os.path.isfile(args.save) or not os.path.basename(args.save):
         fail(f"{args.save!r} is no file; choose another with --save")
-    try:
-        locked = lock(args.save)                           # held until the script ends
-    except OSError as problem:
-        fail(f"cannot write beside {args.save} ({problem.strerror}); choose another place with --save")
-    if not locked:
-        fail(f"another process is training on {args.save}; stop it first, or choose another file with --save")
-    run, known, opening = open_run(args)
-    if args.episodes and run.episode_number >= args.episodes:
-        return show(f"{args.save} has {run.episode_number} episodes already; nothing to do")
-    settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run.hyperparameters.items())
-    show(f"Learning Pong from pixels with seed {run.seed}, {settings}. {opening}")
-    train(run, args.save, known, args.workers, args.episodes, args.render)
+    with lock(args.save):
+        run, known, opening = open_run(args)
+        if args.episodes and run.episode_number >= args.episodes:
+            return show(f"{args.save} has {run.episode_number} episodes already; nothing to do")
+        settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run.hyperparameters.items())
+        show(f"Learning Pong from pixels with seed {run.seed}, {settings}. {opening}")
+        train(run, args.save, known, args.workers, args.episodes or math.inf, args.render)
 
 
 if __name__ == "__main__":
@@ -880,7 +838,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:                              # anywhere but in training, which ends by itself
         sys.exit(130)
-    except (RunEnded, OSError) as reason:
-        if isinstance(reason, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        fail(str(reason), status=1)
+    except (RunEnded, OSError) as problem:
+        fail(problem, status=1)
