@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SHORT = "--batch-size", "2", "--episodes", "2"             # for where one small batch does
 sys.path.insert(0, str(ROOT))                              # so that the tests can import pg_pong
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer, children, same
+from conftest import ROOT, SHORT, Trainer, children, same
 
 import pg_pong
 
@@ -54,10 +54,10 @@ def loads(data, tmp_path):
 # ---- durable
 
 def test_a_storm_of_kills_loses_nothing():
-    result = subprocess.run([sys.executable, str(ROOT / "tests" / "storm.py"), "--kills", "8"], capture_output=True,
+    result = subprocess.run([sys.executable, str(ROOT / "tests" / "storm.py"), "--kills", "6"], capture_output=True,
                             text=True, timeout=170)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "8 kills, 0 unreadable files" in result.stdout and "bit-identical" in result.stdout
+    assert "6 kills, 0 unreadable files" in result.stdout and "bit-identical" in result.stdout
 
 
 def test_a_dead_worker_ends_the_run_within_seconds_with_its_state_saved(trainer):
@@ -221,7 +221,7 @@ def test_two_trainers_on_one_file_and_a_lock_that_was_left_behind(trainer):
     first.kill()
     first.communicate()
     assert (trainer.folder / "save.p.lock").exists()
-    assert "episode 10 " in trainer("--episodes", 10).out
+    assert "episode 2 " in trainer(*SHORT).out
 
 
 def test_weights_that_are_no_longer_finite_are_not_saved(trainer, saved):
@@ -427,8 +427,8 @@ def test_a_link_is_followed_and_stays_a_link(trainer):
     (trainer.folder / "disk").mkdir()
     trainer.save.symlink_to("disk/real.p")
     (trainer.folder / "disk" / "real.p").write_bytes(b"old")
-    trainer("--episodes", 10)
-    assert trainer.save.is_symlink() and pg_pong.load(str(trainer.save))[0].episode_number == 10
+    trainer(*SHORT)
+    assert trainer.save.is_symlink() and pg_pong.load(str(trainer.save))[0].episode_number == 2
     assert (trainer.folder / "disk" / "real.p.1").read_bytes() == b"old"
 
 
@@ -439,10 +439,10 @@ def test_hyperparameters_in_another_order_are_the_same(saved, tmp_path):
 
 
 def test_an_output_that_is_full_or_closed_ends_no_training(trainer):
-    command = f"{sys.executable} {ROOT / 'pg_pong.py'} --episodes 10"
+    command = f"{sys.executable} {ROOT / 'pg_pong.py'} {' '.join(SHORT)}"
     for redirection in "> /dev/full", ">&-", "> /dev/full 2> /dev/full":
         result = subprocess.run(f"{command} {redirection}", shell=True, cwd=trainer.folder, capture_output=True, text=True)
-        assert "Traceback" not in result.stderr and trainer.load()[1]["episode_number"] == 10, result.stderr
+        assert "Traceback" not in result.stderr and trainer.load()[1]["episode_number"] == 2, result.stderr
         trainer.save.unlink()
 
 
@@ -512,9 +512,9 @@ def test_files_of_the_original_script_open_here(name, tmp_path):
 
 def test_a_file_of_the_original_script_resumes_with_one_line(trainer):
     trainer.save.write_bytes(python2_pickle(foreign_model()))
-    result = trainer("--resume", "--episodes", 10, "--learning-rate", "1e-3")
+    result = trainer("--resume", *SHORT, "--learning-rate", "1e-3")
     assert "Resuming save.p at episode 0 with new optimizer and counters: it holds weights only" in result.out
-    assert result.err == "" and trainer.load()[1]["episode_number"] == 10
+    assert result.err == "" and trainer.load()[1]["episode_number"] == 2
     assert not list(trainer.folder.glob("save.p.[0-9]"))
 
 

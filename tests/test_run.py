@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer, same
+from conftest import ROOT, SHORT, Trainer, same
 
 FLAGS = "--learning-rate", "1e-3"
 
@@ -79,12 +79,12 @@ def test_the_first_pickle_is_the_bare_model_and_the_second_holds_the_rest(refere
 
 
 def test_a_run_that_is_not_resumed_is_kept_and_the_opening_says_so(trainer):
-    trainer("--episodes", 10)
+    trainer(*SHORT)
     (trainer.folder / "save.p.1").write_bytes(b"taken")
     first = trainer.save.read_bytes()
-    result = trainer("--episodes", 10, "--seed", 1)
+    result = trainer(*SHORT, "--seed", 1)
     mean = trainer.load("save.p.2")[1]["running_reward"]
-    assert (f"save.p holds a run at episode 10, running mean {mean:+.2f}; it will be kept as save.p.2; "
+    assert (f"save.p holds a run at episode 2, running mean {mean:+.2f}; it will be kept as save.p.2; "
             "use --resume to continue it") in result.out
     assert (trainer.folder / "save.p.2").read_bytes() == first
     assert (trainer.folder / "save.p.1").read_bytes() == b"taken"
@@ -93,7 +93,7 @@ def test_a_run_that_is_not_resumed_is_kept_and_the_opening_says_so(trainer):
 
 def test_what_is_no_run_at_all_is_kept_too(trainer):
     trainer.save.write_bytes(b"my novel")
-    assert "it will be kept as save.p.1" in trainer("--episodes", 10).out
+    assert "it will be kept as save.p.1" in trainer(*SHORT).out
     assert (trainer.folder / "save.p.1").read_bytes() == b"my novel"
 
 

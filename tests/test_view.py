@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer, children, same
+from conftest import ROOT, SHORT, Trainer, children, same
 
 import pg_pong
 
@@ -78,10 +78,10 @@ def test_a_view_does_not_change_the_training(trainer, played):
 
 
 def test_render_without_a_display_points_to_watch_and_trains(trainer):
-    result = trainer("--episodes", "10", "--render", env=HEADLESS)
+    result = trainer(*SHORT, "--render", env=HEADLESS)
     assert result.err == ("pg_pong.py: there is no display for a window; run python pg_pong.py --watch in a second "
                           "terminal instead\n")
-    assert trainer.load()[1]["episode_number"] == 10
+    assert trainer.load()[1]["episode_number"] == 2
 
 
 def test_a_display_that_is_dead_is_named(played):
@@ -265,16 +265,16 @@ def screen_of(text, columns, lines=30):
 
 @pytest.mark.parametrize("columns", [40, 60, 200])
 def test_the_live_line_never_wraps_and_leaves_no_remains(trainer, columns):
-    terminal = Terminal(trainer.folder, "--episodes", 30, columns=columns)
+    terminal = Terminal(trainer.folder, "--batch-size", 4, "--episodes", 12, columns=columns)
     text = terminal.read()
     status = [line for line in screen_of(text, columns) if line.startswith("episode")]
     assert len(status) == 1, status                     # one live line, and nothing of the others
     for part in re.findall(r"episode \d+  [^\x1b\r\n]*", text):
         assert len(part) < columns, part
-    last = re.findall(r"episode 30  [^\x1b\r\n]*", text)[-1]
+    last = re.findall(r"episode 12  [^\x1b\r\n]*", text)[-1]
     if columns == 200:
         assert re.search(r"steps/s  \d+\.\d episodes/s  0:00:\d\d  0:00:00 left", last), last
-    assert re.match(r"episode 30  score -\d", last)
+    assert re.match(r"episode 12  score -\d", last)
 
 
 def test_the_live_line_survives_a_terminal_that_becomes_narrower(monkeypatch, capsys):
