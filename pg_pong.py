@@ -33,6 +33,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 import ale_py
@@ -61,17 +62,20 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 # ---- preprocessing: the 80x80 picture that the network sees
 
-LIT_RED, LIT_CODE = np.ones((2, 256), np.float32)   # 1 for paddles and ball, 0 for the background, by a pixel's red ...
+# 1 if a pixel belongs to a paddle or the ball, 0 if to the background: looked up by the red of its color, or by the
+# emulator's code for that color, which is much cheaper to get
+LIT_RED, LIT_CODE = np.ones(256, np.float32), np.ones(256, np.float32)
 LIT_RED[[0, 109, 144]] = 0
-LIT_CODE[[0, 228, 34]] = 0                          # ... or by its colour code, which the emulator tells much faster
+LIT_CODE[[0, 228, 34]] = 0
 
 def prepro(frame):
     """(210, 160, 3) uint8 RGB frame -> (6400,) float32: the field, every second row and column, no background."""
     return LIT_RED[frame[35:195:2, ::2, 0].ravel()]
 
 def crop(screen):
-    """(210, 160) uint8 colour codes -> (6400,) uint8. LIT_CODE[crop(screen)] is prepro(frame), bit for bit."""
-    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()   # a pair of pixels as one number: keep its low byte
+    """(210, 160) uint8 color codes -> (6400,) uint8. LIT_CODE[crop(screen)] is prepro(frame), bit for bit."""
+    # screen[35:195:2, ::2].ravel(), but faster: two neighbors are read as one number, whose low byte is the left one
+    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()
 
 def difference(codes, previous):
     """This picture minus the previous one: what moved. Of its 6400 pixels only the few dozen that are not zero are
@@ -129,14 +133,15 @@ def standardize(returns):
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong with the dynamics of Pong-v0: actions last 2 to 4 frames; one frame in four still obeys the one before."""
+    """Pong as in Pong-v0: an action lasts 2 to 4 frames, in each of which the emulator repeats the previous action
+    instead with probability 0.25."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
 
 def begin_episode(env, rng, state):
-    """Reset the game. Its chance comes from rng and, as to ignored actions, from a stream inside the emulator, which
-    goes on where it stood in state, the emulator's state after an earlier episode (bytes). Without a state that the
-    emulator accepts it is seeded anew, and False is returned."""
+    """Start a game. It has two sources of chance: rng, for the sampling of actions and the frame skips, and a stream
+    inside the emulator, for the repeated actions. The latter continues from state, the emulator's state (bytes) after
+    an earlier episode; without one, or if the emulator refuses it, it is seeded from rng, and False is returned."""
     accepted = state is not None
     if accepted:
         try:
@@ -165,8 +170,9 @@ def learn_from_episode(env, model, rng, gamma, gradient):
     """Play an episode and compute its policy gradient. Returns the rewards of its steps."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     advantages = standardize(discount_rewards(rewards, gamma))
-    # the heart of it: the label pretends that each action taken was right; label - p is the gradient of its log
-    # probability; the advantage turns that into "more of this" or "less of this"
+    # the heart of it: pretend that each action taken was the right one, its label. Then label - p is the gradient of
+    # the log probability of that action by the logit: a step along it makes the action likelier. Multiplied by the
+    # advantage, it makes those likelier that did better than the episode's average, and the others less likely
     labels = np.array(ups)                                 # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
     policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32), gradient)
@@ -374,7 +380,7 @@ def has_display():
 
 def silence_libraries():
     """Keep the noise of the emulator and the sound system, which is not Python's, off the terminal."""
-    if sys.stderr.fileno() == 2:
+    if sys.stderr and sys.stderr.fileno() == 2:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
@@ -488,10 +494,16 @@ def share(model, gradients=0):
 def start(target, *args):
     """A process of the script's own. Ctrl-C and the like, which reach all processes, mean nothing to it."""
     process = SPAWN.Process(target=attend, args=(target, *args), name=target.__name__, daemon=True)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS]      # inherited from the start
-    process.start()
-    for number, handler in zip(STOP_SIGNALS, handlers):
-        signal.signal(number, handler)
+    if not hasattr(signal, "pthread_sigmask"):             # Windows
+        process.start()
+        return process
+    resource_tracker.ensure_running()                      # which else is started below, and then unblocks signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)      # the process inherits that; for us they wait
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return process
 
 def attend(target, *args):
     """In such a process: leave all signals to its parent, and end with it, however that ends."""
@@ -505,16 +517,23 @@ def view(memory):
     """Process: shows how the agent plays with the weights of the moment."""
     show_games(lambda: as_models(memory)[0])
 
-def toggle_view(memory):
-    """Close the view that is open, or open one."""
-    views = [process for process in multiprocessing.active_children() if process.name == "view"]
-    if views:
-        views[0].kill()
-        views[0].join()
-    elif has_display():
+def open_view(memory, path):
+    """Show the game in a window, or say why not."""
+    if not has_display():
+        return complain("there is no display for a window; run this in a second terminal after the first save: "
+                        + command("--watch", path))
+    try:
         start(view, memory)
-    else:
-        complain("there is no display for a window; run python pg_pong.py --watch in a second terminal instead")
+    except OSError as problem:
+        complain(f"cannot open a window: {problem.strerror}")
+
+def close_view():
+    """Close the window if it is open. Returns whether it was."""
+    views = [process for process in multiprocessing.active_children() if process.name == "view"]
+    for process in views:
+        process.kill()
+        process.join()
+    return bool(views)
 
 def work(connection, memory, gamma):
     """Process: plays the episodes that it is told to; if it is given a gamma, it computes their gradients too."""
@@ -524,8 +543,8 @@ def work(connection, memory, gamma):
     np.seterr(all="ignore")                                # learn() looks whether the weights are finite
     gc.disable()                                           # there are no reference cycles, and the search costs 1%
     while True:
-        place, chance, state = connection.recv()
-        rng = np.random.default_rng(chance)
+        place, seed, state = connection.recv()
+        rng = np.random.default_rng(seed)
         refused = not begin_episode(env, rng, state) and state is not None
         if gamma is None:
             rewards = [step[-1] for step in play(env, model, rng)]
@@ -539,28 +558,32 @@ class RunEnded(Exception):
 
 @contextlib.contextmanager
 def worker_processes(count, memory, gamma=None):
-    """Start them and give a connection to each; at the end kill them, and the view if one is open."""
-    pipes = [SPAWN.Pipe() for _ in range(count)]
+    """Start them, give a connection to each, and see to it that they end."""
+    processes, connections = [], []
     try:
-        for _, far_end in pipes:
-            start(work, far_end, memory, gamma)
+        for _ in range(count):
+            connection, far_end = SPAWN.Pipe()
+            connections.append(connection)
+            processes.append(start(work, far_end, memory, gamma))
             far_end.close()
-        yield [connection for connection, _ in pipes]
+        yield connections
     finally:
-        for process in multiprocessing.active_children():
+        for process in processes:
             process.kill()
 
 def hand_out(tasks, connections, stopped=lambda: False):
     """Have tasks done, one at a time by each worker, since episodes differ in length. Yields (place, result) as they
     come; ends early if stopped(). Raises RunEnded if a worker died."""
-    idle, waiting, left = connections, iter(tasks), len(tasks)
+    idle, left, tasks = connections, len(tasks), iter(tasks)           # left: results still to come
     while left and not stopped():
         try:
-            for connection, task in zip(idle, waiting):
+            for connection, task in zip(idle, tasks):      # takes no task that there is no idle worker for
                 connection.send(task)
-            idle = wait(connections, timeout=0.2)
+            idle = wait(connections, timeout=0.2)          # those that have answered, and those that died
             results = [connection.recv() for connection in idle]
         except (EOFError, OSError):
+            if stopped():
+                return
             raise RunEnded("a worker process died (killed? out of memory?)") from None
         yield from results
         left -= len(results)
@@ -623,12 +646,13 @@ def learn(run, workers, memory, stopped=lambda: False):
             yield rewards[-size:]
 
 def write(text, stream):
-    """Print; on a full disk in vain. Raises OSError if there is nobody who reads, and writes to nobody from then on."""
+    """Print. A full disk is ignored. Raises OSError if nobody reads any more, and then drops what is shown later."""
     try:
         print(text, end="", file=stream, flush=True)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
-            sys.stdout = open(os.devnull, "w")
+            if stream is sys.stdout:
+                sys.stdout = open(os.devnull, "w")
             raise
 
 def show(line, lasting=True):
@@ -644,38 +668,41 @@ def show(line, lasting=True):
 show.width = 0
 
 def complain(message):
-    """One line on stderr, in the place of the live line if there is one."""
-    if sys.stdout.isatty():
-        show("", lasting=False)
-    write(f"pg_pong.py: {message}\n", sys.stderr)
+    """One line on stderr, in the place of the live line if there is one, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        if sys.stdout.isatty():
+            show("", lasting=False)
+        write(f"pg_pong.py: {message}\n", sys.stderr)
 
 def fail(message, status=2):
     complain(message)
     sys.exit(status)
 
-def resume_command(path):
-    return "python pg_pong.py --resume" + (f" --save {shlex.quote(path)}" if path != "save.p" else "")
+def command(flag, path):
+    return f"python pg_pong.py {flag}" + (f" --save {shlex.quote(path)}" if path != "save.p" else "")
 
 def read_keys(keys):
-    """Thread: collects the words that are typed."""
+    """Thread: collects the lines that are typed."""
     typed = True
     while typed:
         try:
             typed = os.read(0, 1000)
-            keys.extend(typed.decode(errors="replace").split())
+            keys.append(typed.decode(errors="replace").strip())
         except OSError:                                    # we are in the background of the terminal
             time.sleep(1)
 
 def train(run, path, known, workers, episodes, render):
     """Train run until it has that many episodes or Ctrl-C or SIGTERM comes, and save it at path."""
-    received, keys, saved, failing, error = [], [], run.episode_number, False, None
-    size, began, first_episode, first_step = run.hyperparameters["batch_size"], time.monotonic(), saved, run.steps
+    received, keys = [], []                                # signals that came, lines that were typed
+    saved, failing, error = run.episode_number, False, None
+    began, first_episode, first_step = time.monotonic(), run.episode_number, run.steps
+    size = run.hyperparameters["batch_size"]
     memory = share(run.model, size)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
             signal.signal(number, lambda number, frame: received.append(number))
     show(f"{min(workers, size)} workers play; {path} is saved every {SAVE_EVERY} episodes and on Ctrl-C. "
-         f"Go on with: {resume_command(path)}")
+         f"Go on with: {command('--resume', path)}")
     if sys.stdin and sys.stdin.isatty():
         show("r and Enter opens or closes a view of the game; q and Enter saves and ends")
         if hasattr(signal, "SIGTTIN"):
@@ -687,14 +714,14 @@ def train(run, path, known, workers, episodes, render):
             write("\x1b[A\r\x1b[J" * sys.stdout.isatty(), sys.stdout)   # back to the line that Enter left
             match keys.pop(0):
                 case "r":
-                    toggle_view(memory)
+                    close_view() or open_view(memory, path)
                 case "q":
                     received.append("q")
         return received or run.episode_number >= episodes
 
     try:
         if render:
-            toggle_view(memory)
+            open_view(memory, path)
         for scores in learn(run, workers, memory, stopped):
             elapsed = time.monotonic() - began
             rate = (run.episode_number - first_episode) / elapsed
@@ -706,7 +733,7 @@ def train(run, path, known, workers, episodes, render):
                       str(timedelta(seconds=round(elapsed)))]
             if episodes < math.inf:
                 parts.append(f"{timedelta(seconds=round(max(episodes - run.episode_number, 0) / rate))} left")
-            due = run.episode_number % SAVE_EVERY < size
+            due = run.episode_number % SAVE_EVERY < size               # it has just reached or passed a multiple
             show("  ".join(parts), lasting=due or run.episode_number >= episodes)
             if due:
                 try:
@@ -720,10 +747,17 @@ def train(run, path, known, workers, episodes, render):
         error = reason
     except OSError as problem:                                         # as when the reader of a pipe went away
         error = f"training ended: {problem.strerror}"
+    finally:
+        close_view()
     if run.episode_number > saved and finite(run.model, run.rmsprop_cache):
         path, saved = save_somewhere(run, path, known), run.episode_number
-    show(f"{path} holds the run up to episode {saved}. Go on with: {resume_command(path)}" if saved
-         else "stopped before the first save; there is nothing to resume")
+    closing = "stopped before the first save; there is nothing to resume"
+    if saved:
+        closing = f"{path} holds the run up to episode {saved}. Go on with: {command('--resume', path)}"
+    try:
+        show(closing)
+    except OSError:                                                    # as when Ctrl-C ended the reader of the pipe too
+        complain(closing)
     if error:
         fail(error, status=1)
 
@@ -752,7 +786,7 @@ def loaded(path):
     try:
         return load(path)
     except FileNotFoundError:
-        fail(f"there is no {path}; start a run with python pg_pong.py")
+        fail(f"there is no {path} (a run first saves at episode {SAVE_EVERY}); start one with python pg_pong.py")
     except OSError as problem:
         fail(f"cannot read {path}: {problem.strerror}")
     except ValueError as reason:
@@ -797,7 +831,7 @@ def main():
                         help="with --watch: in the terminal even if there is a display")
     add("--episodes", "stop when the run has N episodes in all, in whole batches (default: on Ctrl-C)")
     add("--workers", "processes that play, at most one per episode of a batch (default: one per core)",
-        default=available_cores())
+        default=min(available_cores(), RANGES["workers"][2]))
     add("--seed", "the same seed gives the same run, bit for bit (default: 0)")
     add("--batch-size", "episodes per update of the weights (default: 10)")
     add("--learning-rate", "step size of RMSProp (default: 1e-4)")

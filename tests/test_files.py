@@ -80,6 +80,31 @@ def test_a_fault_outside_the_workers_is_not_blamed_on_them():
         list(pg_pong.hand_out([0], [], stopped))
 
 
+def test_a_stop_that_comes_while_a_process_is_started_is_not_lost(monkeypatch):
+    received, before = [], signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+
+    class Process:
+        def __init__(self, **kwargs):
+            pass
+
+        def start(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not received                                        # it waits
+    monkeypatch.setattr(pg_pong.SPAWN, "Process", Process, raising=False)
+    pg_pong.start(print)
+    signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
+def test_workers_that_cannot_be_started_end_the_run_and_the_view(trainer):
+    process = trainer.start("--render", "--workers", 30, "--batch-size", 30,
+                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)),
+                            env=os.environ | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"})
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and err == "pg_pong.py: training ended: Too many open files\n"
+    assert not trainer.save.exists()
+
+
 def test_a_dead_trainer_leaves_no_worker_behind(trainer):
     process = trainer.start("--workers", 2)
     for line in process.stdout:
@@ -181,6 +206,18 @@ def test_a_folder_that_is_gone_likewise(trainer, homes):
     assert pg_pong.load(str(homes[0] / "pg_pong-save.p"))[0].episode_number == 20
 
 
+def test_the_end_is_saved_elsewhere_even_if_nobody_reads_the_complaint(trainer, homes):
+    folder = trainer.folder / "gone"
+    folder.mkdir()
+    process = start_frequent(trainer, "--save", "gone/save.p", *SHORT, env=homes[1])
+    read_until(process.stdout, "2 workers")
+    process.stderr.close()
+    (folder / "save.p.lock").unlink()
+    folder.rmdir()
+    process.communicate(timeout=60)
+    assert pg_pong.load(str(homes[0] / "pg_pong-save.p"))[0].episode_number == 2
+
+
 def test_a_folder_that_is_read_only_from_the_start_is_refused(trainer, saved):
     trainer.save.write_bytes(saved)
     trainer.folder.chmod(0o555)
@@ -242,6 +279,16 @@ def test_an_output_that_nobody_reads_any_more_ends_the_run_saved(trainer):
     process.wait(timeout=30)
     assert process.returncode == 1 and process.stderr.read() == "pg_pong.py: training ended: Broken pipe\n"
     assert trainer.load()[1]["episode_number"] == 10
+
+
+def test_a_ctrl_c_that_ends_the_reader_too_says_on_stderr_where_to_go_on(trainer):
+    process = trainer.start()
+    read_until(process.stdout, "episode 10 ")
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read()
+    assert process.wait(timeout=10) == 0
+    assert err == ("pg_pong.py: save.p holds the run up to episode 10. Go on with: python pg_pong.py --resume\n")
 
 
 # ---- safe to open
@@ -440,7 +487,7 @@ def test_hyperparameters_in_another_order_are_the_same(saved, tmp_path):
 
 def test_an_output_that_is_full_or_closed_ends_no_training(trainer):
     command = f"{sys.executable} {ROOT / 'pg_pong.py'} {' '.join(SHORT)}"
-    for redirection in "> /dev/full", ">&-", "> /dev/full 2> /dev/full":
+    for redirection in "> /dev/full", ">&-", "2>&-", "> /dev/full 2> /dev/full":
         result = subprocess.run(f"{command} {redirection}", shell=True, cwd=trainer.folder, capture_output=True, text=True)
         assert "Traceback" not in result.stderr and trainer.load()[1]["episode_number"] == 2, result.stderr
         trainer.save.unlink()

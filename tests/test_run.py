@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHORT, Trainer, same
 
+import pg_pong
+
 FLAGS = "--learning-rate", "1e-3"
 
 
@@ -135,6 +137,15 @@ def test_bad_flags_are_refused_with_one_line_and_status_2(trainer, flags):
     assert result.out == "" and len(result.err.splitlines()) == 1
     assert result.err.startswith("pg_pong.py: ")
     assert not list(trainer.folder.glob("save.p"))
+
+
+def test_any_number_of_cores_will_do(monkeypatch, tmp_path):
+    """As a default, more cores than the flag admits are no bad flag."""
+    monkeypatch.setattr(pg_pong, "available_cores", lambda: 5000)
+    monkeypatch.setattr(sys, "argv", ["pg_pong.py", "--plot", "--save", str(tmp_path / "none.p")])
+    monkeypatch.setattr(pg_pong, "loaded", lambda path: (_ for _ in ()).throw(LookupError(path)))
+    with pytest.raises(LookupError):
+        pg_pong.main()
 
 
 def test_help_gives_a_sentence_and_the_default_of_every_flag(trainer):

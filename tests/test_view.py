@@ -79,8 +79,8 @@ def test_a_view_does_not_change_the_training(trainer, played):
 
 def test_render_without_a_display_points_to_watch_and_trains(trainer):
     result = trainer(*SHORT, "--render", env=HEADLESS)
-    assert result.err == ("pg_pong.py: there is no display for a window; run python pg_pong.py --watch in a second "
-                          "terminal instead\n")
+    assert result.err == ("pg_pong.py: there is no display for a window; run this in a second terminal after the first "
+                          "save: python pg_pong.py --watch\n")
     assert trainer.load()[1]["episode_number"] == 2
 
 
