@@ -41,7 +41,7 @@ class Trainer:
                 break
         else:
             raise AssertionError(process.stderr.read())
-        time.sleep(0.7)                                    # well into the next batch
+        time.sleep(0.1)                                    # within the next batch, however many cores play it
         begun = time.monotonic()
         process.send_signal(number)
         out, err = process.communicate(timeout=30)

@@ -70,7 +70,8 @@ def played(tmp_path_factory):
 
 def test_a_view_does_not_change_the_training(trainer, played):
     process = trainer.start("--episodes", "20", "--render", env=DUMMY)
-    time.sleep(4)
+    while not process.stdout.readline().startswith("episode 10 "):
+        assert process.poll() is None
     assert len(children(process.pid)) == available_workers() + 1       # the workers and the view
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err == ""
@@ -210,8 +211,8 @@ def test_evaluating_needs_no_lock(trainer, played):
 
 
 def test_ctrl_c_ends_an_evaluation_without_a_word(played):
-    process = played.start("--eval", "50")
-    time.sleep(4)
+    process = played.start("--eval", "5000")
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert process.returncode == 130 and out == err == ""
