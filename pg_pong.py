@@ -437,9 +437,11 @@ def watch(path, in_terminal):
     finally:
         print("\x1b[0m\x1b[?25h\x1b[?1049l" * in_terminal, end="", flush=True)
 
-def running_means(scores):
-    """The running mean after each episode: the first score, then 0.99 old + 0.01 new."""
-    return list(itertools.accumulate(map(float, scores), lambda mean, score: 0.99 * mean + 0.01 * score))
+def running_means(scores, before=None):
+    """The running mean after each episode: it begins with the first score, or with what it was before, which is then
+    put in front, and goes on as 0.99 old + 0.01 new."""
+    step = lambda mean, score: 0.99 * mean + 0.01 * score
+    return list(itertools.accumulate(map(float, scores), step, initial=before))
 
 def plot(path, picture):
     """Draw the run in path: the score of every episode, and what its most influential neurons look for."""
@@ -634,8 +636,9 @@ def learn(run, workers, memory, stopped=lambda: False):
                 raise RunEnded(f"the weights are no longer finite after episode {run.episode_number + size}; they were "
                                "not saved. Resume the last save with a smaller --learning-rate")
             won, lost, steps, states, refused = zip(*(results[n] for n in range(size)))
-            rewards = np.append(run.episode_rewards, np.subtract(won, lost).astype(np.int8))
-            run.running_reward, run.episode_rewards = running_means(rewards)[-1], rewards
+            scores = np.subtract(won, lost).astype(np.int8)
+            run.running_reward = running_means(scores, run.running_reward)[-1]
+            run.episode_rewards = np.append(run.episode_rewards, scores)
             run.episode_number += size
             run.emulator_states = list(states)
             run.steps += sum(steps)
@@ -643,7 +646,7 @@ def learn(run, workers, memory, stopped=lambda: False):
             if any(refused):
                 complain(f"the emulator refused {sum(refused)} of its saved states and was seeded anew; "
                          "the run is no longer identical to one without a stop")
-            yield rewards[-size:]
+            yield scores
 
 def write(text, stream):
     """Print. A full disk is ignored. Raises OSError if nobody reads any more, and then drops what is shown later."""
