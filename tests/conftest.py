@@ -1,4 +1,5 @@
 """Shared by the tests: the script as a module and as a command, and one real episode recorded with RGB frames."""
+import os
 import pickle
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--batch-size", "2", "--episodes", "2"             # for where one small batch does
+HEADLESS = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+DUMMY = HEADLESS | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}   # a window nobody sees
 sys.path.insert(0, str(ROOT))                              # so that the tests can import pg_pong
 
 
@@ -36,11 +39,7 @@ class Trainer:
     def stop_after(self, line, *flags, number=signal.SIGINT):
         """Start, wait for a status line that starts like this, stop, and return (output, seconds it took to stop)."""
         process = self.start(*flags)
-        for text in process.stdout:
-            if text.startswith(line):
-                break
-        else:
-            raise AssertionError(process.stderr.read())
+        read_until(process, line)
         time.sleep(0.1)                                    # within the next batch, however many cores play it
         begun = time.monotonic()
         process.send_signal(number)
@@ -52,6 +51,14 @@ class Trainer:
     def load(self, name="save.p"):
         with open(self.folder / name, "rb") as f:
             return pickle.load(f), pickle.load(f)
+
+
+def read_until(process, start):
+    """Read what the process prints up to the first line that starts like this."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"no line starts with {start!r}: {process.stderr.read()}")
 
 
 def children(pid):

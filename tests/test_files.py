@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHORT, Trainer, children, same
+from conftest import DUMMY, ROOT, SHORT, Trainer, children, read_until, same
 
 import pg_pong
 
@@ -62,9 +62,7 @@ def test_a_storm_of_kills_loses_nothing():
 
 def test_a_dead_worker_ends_the_run_within_seconds_with_its_state_saved(trainer):
     process = trainer.start()
-    for line in process.stdout:
-        if line.startswith("episode 10 "):
-            break
+    read_until(process, "episode 10 ")
     begun = time.monotonic()
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     out, err = process.communicate(timeout=20)
@@ -98,8 +96,7 @@ def test_a_stop_that_comes_while_a_process_is_started_is_not_lost(monkeypatch):
 
 def test_workers_that_cannot_be_started_end_the_run_and_the_view(trainer):
     process = trainer.start("--render", "--workers", 30, "--batch-size", 30,
-                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)),
-                            env=os.environ | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"})
+                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)), env=DUMMY)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 1 and err == "pg_pong.py: training ended: Too many open files\n"
     assert not trainer.save.exists()
@@ -107,9 +104,7 @@ def test_workers_that_cannot_be_started_end_the_run_and_the_view(trainer):
 
 def test_a_dead_trainer_leaves_no_worker_behind(trainer):
     process = trainer.start("--workers", 2)
-    for line in process.stdout:
-        if line.startswith("episode 10 "):
-            break
+    read_until(process, "episode 10 ")
     workers = children(process.pid)
     assert len(workers) >= 2
     process.kill()
@@ -132,13 +127,6 @@ def start_frequent(trainer, *flags, **kwargs):
                             stdin=subprocess.DEVNULL, preexec_fn=obey_permissions, **kwargs)
 
 
-def read_until(stream, start):
-    for line in stream:
-        if line.startswith(start):
-            return line
-    raise AssertionError(f"no line starts with {start}")
-
-
 @pytest.fixture
 def homes(tmp_path_factory):
     """Environment in which the home folder and the one for temporary files are the test's own."""
@@ -154,10 +142,10 @@ def limit_files(pid, size):
 def test_a_full_disk_is_told_once_and_the_save_is_tried_again(trainer, saved):
     trainer.save.write_bytes(saved)
     process = start_frequent(trainer, "--resume", "--episodes", "60")
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     limit_files(process.pid, 1 << 20)
     for number in 20, 30:
-        read_until(process.stdout, f"episode {number} ")
+        read_until(process, f"episode {number} ")
     time.sleep(0.5)
     assert trainer.save.read_bytes() == saved
     assert {p.name for p in trainer.folder.iterdir()} <= {"save.p", "save.p.lock"}
@@ -170,7 +158,7 @@ def test_a_full_disk_is_told_once_and_the_save_is_tried_again(trainer, saved):
 def test_a_full_disk_to_the_end_leaves_the_old_file_and_says_what_is_lost(trainer, saved, homes):
     trainer.save.write_bytes(saved)
     process = start_frequent(trainer, "--resume", "--episodes", "20", env=homes[1])
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     limit_files(process.pid, 1 << 20)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -182,7 +170,7 @@ def test_a_full_disk_to_the_end_leaves_the_old_file_and_says_what_is_lost(traine
 def test_a_folder_that_becomes_read_only_costs_nothing_since_the_end_is_saved_elsewhere(trainer, saved, homes):
     trainer.save.write_bytes(saved)
     process = start_frequent(trainer, "--resume", "--episodes", "30", env=homes[1])
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     trainer.folder.chmod(0o555)
     out, err = process.communicate(timeout=60)
     trainer.folder.chmod(0o755)
@@ -198,7 +186,7 @@ def test_a_folder_that_is_gone_likewise(trainer, homes):
     folder = trainer.folder / "gone"
     folder.mkdir()
     process = start_frequent(trainer, "--save", "gone/save.p", "--episodes", "20", env=homes[1])
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     (folder / "save.p.lock").unlink()
     folder.rmdir()
     out, err = process.communicate(timeout=60)
@@ -210,7 +198,7 @@ def test_the_end_is_saved_elsewhere_even_if_nobody_reads_the_complaint(trainer, 
     folder = trainer.folder / "gone"
     folder.mkdir()
     process = start_frequent(trainer, "--save", "gone/save.p", *SHORT, env=homes[1])
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     process.stderr.close()
     (folder / "save.p.lock").unlink()
     folder.rmdir()
@@ -238,7 +226,7 @@ def test_a_file_that_may_not_be_read_is_refused(trainer, saved):
 
 def test_a_file_put_in_place_during_the_run_is_kept(trainer):
     process = start_frequent(trainer, "--episodes", "20")
-    read_until(process.stdout, "episode 10 ")
+    read_until(process, "episode 10 ")
     while not trainer.save.exists():
         time.sleep(0.01)
     (trainer.folder / "other").write_bytes(b"another run")
@@ -250,7 +238,7 @@ def test_a_file_put_in_place_during_the_run_is_kept(trainer):
 
 def test_two_trainers_on_one_file_and_a_lock_that_was_left_behind(trainer):
     first = trainer.start()
-    read_until(first.stdout, "episode 10 ")
+    read_until(first, "episode 10 ")
     for flags in (), ("--resume",):
         result = trainer(*flags, status=2)
         assert result.out == "" and result.err == ("pg_pong.py: another process is training on save.p; stop it first, "
@@ -274,7 +262,7 @@ def test_weights_that_are_no_longer_finite_are_not_saved(trainer, saved):
 
 def test_an_output_that_nobody_reads_any_more_ends_the_run_saved(trainer):
     process = trainer.start("--workers", 2)
-    read_until(process.stdout, "2 workers")
+    read_until(process, "2 workers")
     process.stdout.close()
     process.wait(timeout=30)
     assert process.returncode == 1 and process.stderr.read() == "pg_pong.py: training ended: Broken pipe\n"
@@ -283,7 +271,7 @@ def test_an_output_that_nobody_reads_any_more_ends_the_run_saved(trainer):
 
 def test_a_ctrl_c_that_ends_the_reader_too_says_on_stderr_where_to_go_on(trainer):
     process = trainer.start()
-    read_until(process.stdout, "episode 10 ")
+    read_until(process, "episode 10 ")
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     err = process.stderr.read()

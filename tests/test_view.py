@@ -14,12 +14,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHORT, Trainer, children, same
+from conftest import DUMMY, HEADLESS, ROOT, SHORT, Trainer, children, read_until, same
 
 import pg_pong
-
-HEADLESS = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
-DUMMY = HEADLESS | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}   # a window nobody sees
 
 
 def available_workers():
@@ -70,8 +67,7 @@ def played(tmp_path_factory):
 
 def test_a_view_does_not_change_the_training(trainer, played):
     process = trainer.start("--episodes", "20", "--render", env=DUMMY)
-    while not process.stdout.readline().startswith("episode 10 "):
-        assert process.poll() is None
+    read_until(process, "episode 10 ")
     assert len(children(process.pid)) == available_workers() + 1       # the workers and the view
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err == ""
@@ -201,9 +197,7 @@ def test_eval_gives_the_same_score_twice_and_with_any_number_of_workers(played):
 
 def test_evaluating_needs_no_lock(trainer, played):
     process = trainer.start()
-    for line in process.stdout:
-        if "workers play" in line:
-            break
+    read_until(process, f"{available_workers()} workers play")
     trainer.save.write_bytes(played.save.read_bytes())
     assert "1 episodes, seed 0" in trainer("--eval", 1).out and process.poll() is None
     process.kill()
