@@ -16,7 +16,7 @@ import numpy as np
 try:
     from PIL import Image, ImageDraw
 except ImportError:
-    sys.exit("drawing the rally needs pillow: pip install -r tests/requirements.txt")
+    pg_pong.fail("drawing the rally needs pillow: pip install -r tests/requirements.txt")
 
 STEP = 50                                                  # milliseconds: on average 3 frames, 60 of them a second
 
@@ -59,14 +59,14 @@ def main():
     parser.add_argument("--save", default="save.p")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if not args.picture.endswith(".gif"):
-        parser.error("the picture is an animation; its name must end in .gif")
+    if args.seed < 0:
+        pg_pong.fail("--seed must not be negative")
     run, _ = pg_pong.loaded(args.save)
     first, *others = [picture(*step) for step in won_rally(run.model, np.random.default_rng(args.seed))]
     try:
-        first.save(args.picture, save_all=True, append_images=others, duration=STEP, loop=0)
+        first.save(args.picture, save_all=True, append_images=others, duration=STEP, loop=0, format="GIF")
     except OSError as problem:
-        parser.error(f"cannot write {args.picture}: {problem.strerror}")
+        pg_pong.fail(f"cannot write {args.picture}: {problem.strerror}")
 
 
 if __name__ == "__main__":
