@@ -10,7 +10,7 @@ from PIL import Image
 
 import pg_pong
 
-FLOOR = 2          # it was measured at +7.10 over 400 episodes; the mean of 12 has a standard error of 1.4
+FLOOR = 2          # it was measured at +6.95 over 800 episodes; the mean of 12 has a standard error of 1.5
 
 
 @pytest.fixture
@@ -46,5 +46,5 @@ def test_the_shipped_run_goes_on(shipped):
 def test_a_rally_that_it_wins_can_be_drawn(shipped):
     subprocess.run([sys.executable, str(ROOT / "tests" / "rally.py"), "rally.gif"], cwd=shipped.folder, check=True)
     with Image.open(shipped.folder / "rally.gif") as picture:
-        assert 60 < picture.n_frames <= 130 and picture.size == (660, 420)
+        assert 60 < picture.n_frames <= 121 and picture.size == (660, 420)
     assert (shipped.folder / "rally.gif").stat().st_size < 2_000_000
