@@ -32,7 +32,7 @@ def won_rally(model, rng):
             frame = env.ale.getScreenRGB()
             if reward:
                 if reward > 0 and 60 <= len(rally) <= 120:
-                    return rally + [(frame, x, p)] * 10    # the ball beyond the opponent's paddle
+                    return rally + [(frame, x, p)]         # the ball beyond the opponent's paddle
                 rally = []
         env.reset()
 
@@ -63,8 +63,9 @@ def main():
         pg_pong.fail("--seed must not be negative")
     run, _ = pg_pong.loaded(args.save)
     first, *others = [picture(*step) for step in won_rally(run.model, np.random.default_rng(args.seed))]
+    durations = [STEP] * len(others) + [10 * STEP]         # the last picture stands for a while
     try:
-        first.save(args.picture, save_all=True, append_images=others, duration=STEP, loop=0, format="GIF")
+        first.save(args.picture, save_all=True, append_images=others, duration=durations, loop=0, format="GIF")
     except OSError as problem:
         pg_pong.fail(f"cannot write {args.picture}: {problem.strerror}")
 
