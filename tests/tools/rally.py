@@ -1,6 +1,6 @@
 """Draw a rally that the agent wins: the game, and beside it the difference frame that the network sees.
 
-    python tests/rally.py assets/rally.gif [--save save.p] [--seed 0]
+    python tests/tools/rally.py assets/rally.gif [--save save.p] [--seed 0]
 
 Plays with the saved run until it has won a point in 60 to 120 steps, and writes that point as an animated GIF at the
 speed of the game. Needs pillow (tests/requirements.txt).
@@ -9,31 +9,28 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import pg_pong
 
 import numpy as np
-try:
-    from PIL import Image, ImageDraw
-except ImportError:
-    pg_pong.fail("drawing the rally needs pillow: pip install -r tests/requirements.txt")
+from PIL import Image, ImageDraw
 
 STEP = 50                                                  # milliseconds: on average 3 frames, 60 of them a second
 
 
-def won_rally(model, rng):
-    """The steps (RGB frame, difference frame, p(UP)) of the first point that fits."""
+def won_rally(model, rng, episodes=200):
+    """The steps (RGB frame, difference frame, p(UP)) of the first point that fits, None if there is none."""
     env = pg_pong.make_env()
-    pg_pong.begin_episode(env, rng, None)
-    while True:
-        rally, frame = [], env.ale.getScreenRGB()
+    pg_pong.begin_episode(env, rng)
+    for _ in range(episodes):
+        rally, frame, screen = [], env.ale.getScreenRGB(), env.ale.getScreen()
         for x, _, p, _, reward in pg_pong.play(env, model, rng):
             rally.append((frame, x, p))
-            frame = env.ale.getScreenRGB()
-            if reward:
-                if reward > 0 and 60 <= len(rally) <= 120:
-                    return rally + [(frame, x, p)]         # the ball beyond the opponent's paddle
-                rally = []
+            before, frame, screen = screen, env.ale.getScreenRGB(), env.ale.getScreen()
+            if reward > 0 and 60 <= len(rally) <= 120:     # end with the ball beyond the opponent's paddle
+                x = pg_pong.difference(pg_pong.crop(screen), pg_pong.crop(before))
+                return rally + [(frame, x, pg_pong.policy_forward(model, x)[0])]
+            rally = [] if reward else rally
         env.reset()
 
 
@@ -59,15 +56,12 @@ def main():
     parser.add_argument("--save", default="save.p")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.seed < 0:
-        pg_pong.fail("--seed must not be negative")
-    run, _ = pg_pong.loaded(args.save)
-    first, *others = [picture(*step) for step in won_rally(run.model, np.random.default_rng(args.seed))]
+    rally = won_rally(pg_pong.load(args.save).model, np.random.default_rng(args.seed))
+    if not rally:
+        pg_pong.fail(f"{args.save} wins no point in 60 to 120 steps")
+    first, *others = [picture(*step) for step in rally]
     durations = [STEP] * len(others) + [10 * STEP]         # the last picture stands for a while
-    try:
-        first.save(args.picture, save_all=True, append_images=others, duration=durations, loop=0, format="GIF")
-    except OSError as problem:
-        pg_pong.fail(f"cannot write {args.picture}: {problem.strerror}")
+    first.save(args.picture, save_all=True, append_images=others, duration=durations, loop=0, format="GIF")
 
 
 if __name__ == "__main__":
