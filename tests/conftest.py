@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")              # before numpy, or the textbook's products take long
+
 import gymnasium
 import numpy as np
 import pytest
@@ -17,36 +19,35 @@ SHORT = "--batch-size", "2", "--episodes", "2"             # for where one small
 HEADLESS = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
 DUMMY = HEADLESS | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}   # a window nobody sees
 sys.path.insert(0, str(ROOT))                              # so that the tests can import pg_pong
+signal.signal(signal.SIGINT, signal.default_int_handler)   # shells let background jobs ignore it, and so their children
 
 
 class Trainer:
     """Runs pg_pong.py in a folder of its own."""
-
     def __init__(self, folder):
         self.folder, self.save = folder, folder / "save.p"
 
     def start(self, *flags, **kwargs):
-        return subprocess.Popen([sys.executable, str(ROOT / "pg_pong.py"), *map(str, flags)], cwd=self.folder, text=True,
+        return subprocess.Popen([sys.executable, ROOT / "pg_pong.py", *map(str, flags)], cwd=self.folder, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **kwargs)
 
     def __call__(self, *flags, status=0, **kwargs):
         process = self.start(*flags, **kwargs)
         out, err = process.communicate(timeout=120)
-        assert process.returncode == status, (out, err)
-        assert "Traceback" not in out + err, err
+        assert process.returncode == status and "Traceback" not in out + err, (out, err)
         return SimpleNamespace(out=out, err=err, lines=out.splitlines())
 
     def stop_after(self, line, *flags, number=signal.SIGINT):
-        """Start, wait for a status line that starts like this, stop, and return (output, seconds it took to stop)."""
-        process = self.start(*flags)
+        """Start, wait for such a line, stop all its processes, and return (output, seconds that it took to stop)."""
+        process = self.start(*flags, start_new_session=True)
         read_until(process, line)
         time.sleep(0.1)                                    # within the next batch, however many cores play it
         begun = time.monotonic()
-        process.send_signal(number)
+        for _ in range(2):                                 # a second signal changes nothing
+            os.killpg(process.pid, number)
         out, err = process.communicate(timeout=30)
-        took = time.monotonic() - begun
-        assert process.returncode == 0 and err == "", (process.returncode, err)
-        return out, took
+        assert process.returncode == 0 and err.startswith("pg_pong.py: ") and err.count("\n") == 1, err
+        return out + err, time.monotonic() - begun
 
     def load(self, name="save.p"):
         with open(self.folder / name, "rb") as f:
@@ -55,16 +56,13 @@ class Trainer:
 
 def read_until(process, start):
     """Read what the process prints up to the first line that starts like this."""
-    for line in process.stdout:
-        if line.startswith(start):
-            return
-    raise AssertionError(f"no line starts with {start!r}: {process.stderr.read()}")
+    assert any(line.startswith(start) for line in process.stdout), (start, process.stderr.read())
 
 
 def children(pid):
-    """The ids of the processes that a trainer has begun: workers, and a view if one is open."""
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(p) for p in pids if b"import spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    """The ids of the living processes that a trainer has begun: workers, and a window if one is open."""
+    ids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [i for i in ids if ") Z " not in Path(f"/proc/{i}/stat").read_text()]
 
 
 @pytest.fixture
@@ -74,17 +72,15 @@ def trainer(tmp_path):
 
 @pytest.fixture(scope="session")
 def episode():
-    """A whole episode of random play: RGB frames, colour codes, actions and rewards, as the trainer's emulator gives."""
-    env = gymnasium.make("ALE/Pong-v5", frameskip=(2, 5))
-    rng = np.random.default_rng(0)
+    """A whole episode of random play: RGB frames, color codes, actions and rewards, as the trainer's emulator gives."""
+    env, rng = gymnasium.make("ALE/Pong-v5", frameskip=(2, 5)).unwrapped, np.random.default_rng(0)
     frame, _ = env.reset(seed=0)
-    frames, screens, ups, rewards, over = [], [], [], [], False
-    while not over:
+    frames, screens, ups, rewards = [], [], [], []
+    while not env.ale.game_over():
         frames.append(frame)
-        screens.append(env.unwrapped.ale.getScreen())
+        screens.append(env.ale.getScreen())
         ups.append(bool(rng.random() < 0.5))
-        frame, reward, terminated, truncated, _ = env.step(2 if ups[-1] else 3)
-        over = terminated or truncated
+        frame, reward, *_ = env.step(2 if ups[-1] else 3)
         rewards.append(reward)
     return SimpleNamespace(frames=frames, screens=screens, ups=np.array(ups), rewards=rewards)
 

@@ -44,7 +44,7 @@ def test_the_shipped_run_goes_on(shipped):
 
 
 def test_a_rally_that_it_wins_can_be_drawn(shipped):
-    subprocess.run([sys.executable, str(ROOT / "tests" / "rally.py"), "rally.gif"], cwd=shipped.folder, check=True)
+    subprocess.run([sys.executable, str(ROOT / "tests" / "tools" / "rally.py"), "rally.gif"], cwd=shipped.folder, check=True)
     with Image.open(shipped.folder / "rally.gif") as picture:
         assert 60 < picture.n_frames <= 121 and picture.size == (660, 420)
     assert (shipped.folder / "rally.gif").stat().st_size < 2_000_000

@@ -1,11 +1,10 @@
-"""The algorithm as a textbook would write it: dense, float64, one process, nothing clever.
+"""The algorithm as a textbook would write it: RGB frames, dense, float64, one process, nothing clever.
 
-Written independently of pg_pong.py and on purpose without its tricks, so that the tests can compare the two and
-bench.py can time them against each other.
+Written independently of pg_pong.py and on purpose without its tricks, so that the tests can compare what the two learn,
+and bench.py can time them against each other.
 """
+import gymnasium
 import numpy as np
-
-GAMMA = 0.99
 
 
 def picture(frame):
@@ -25,14 +24,14 @@ def forward(W1, W2, x):
     return (1 / (1 + np.exp(-z)) if z >= 0 else np.exp(z) / (1 + np.exp(z))), h
 
 
-def returns(rewards):
+def returns(rewards, gamma):
     """Standardized discounted returns by the defining double sum of each rally, O(T^2)."""
     rewards = np.asarray(rewards, np.float64)
     ends = [t + 1 for t, r in enumerate(rewards) if r != 0]
     G, begin = np.zeros(len(rewards)), 0
     for end in ends + [len(rewards)]:
         for t in range(begin, end):
-            G[t] = sum(GAMMA ** (k - t) * rewards[k] for k in range(t, end) if rewards[k] != 0)
+            G[t] = sum(gamma ** (k - t) * rewards[k] for k in range(t, end) if rewards[k] != 0)
         begin = end
     return (G - np.mean(G)) / np.std(G)
 
@@ -45,17 +44,44 @@ def backward(W1, W2, X, Hs, dlogits):
     return np.dot(dH.T, X), dW2
 
 
-def play(env, W1, W2, rng):
-    """One episode on an env that yields RGB frames -> X, Hs, ps, ups, rewards."""
-    frame, _ = env.reset()
+def play(env, frame, W1, W2, rng):
+    """One episode from its first frame on -> X, Hs, ps, ups, rewards."""
     X, Hs, ps, ups, rewards, previous, over = [], [], [], [], [], None, False
     while not over:
         now = picture(frame)
         x = now - previous if previous is not None else np.zeros(6400)
         previous = now
         p, h = forward(W1, W2, x)
-        up = rng.uniform() < p
+        up = rng.random() < p
         frame, reward, terminated, truncated, _ = env.step(2 if up else 3)
         over = terminated or truncated
         X.append(x), Hs.append(h), ps.append(p), ups.append(up), rewards.append(reward)
     return np.array(X), np.array(Hs), np.array(ps), np.array(ups), rewards
+
+
+def train(W1, W2, seed, batch_size, learning_rate, gamma, decay_rate):
+    """Yields W1, W2, their mean squared gradients, and the rewards of each episode, after one batch and the next."""
+    env = gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="rgb").unwrapped
+    C1, C2, episode, emulators = np.zeros((200, 6400)), np.zeros(200), 0, {}
+    while True:
+        G1, G2, batch = np.zeros((200, 6400)), np.zeros(200), []
+        for place in range(batch_size):
+            episode += 1
+            rng = np.random.default_rng([seed, episode])
+            if place in emulators:                         # the one that has played this place's last episode
+                env.ale.restoreState(emulators[place])
+                frame, _ = env.reset()
+            else:
+                frame, _ = env.reset(seed=int(rng.integers(2**31)))
+            env.np_random = rng                            # for the frame skips
+            X, Hs, ps, ups, rewards = play(env, frame, W1, W2, rng)
+            emulators[place] = env.ale.cloneState(include_rng=True)
+            labels = np.where(ups, 1.0, 0.0)
+            dW1, dW2 = backward(W1, W2, X, Hs, (labels - ps) * returns(rewards, gamma))
+            G1, G2 = G1 + dW1, G2 + dW2
+            batch.append(rewards)
+        C1 = decay_rate * C1 + (1 - decay_rate) * G1 ** 2
+        C2 = decay_rate * C2 + (1 - decay_rate) * G2 ** 2
+        W1 = W1 + learning_rate * G1 / (np.sqrt(C1) + 1e-5)
+        W2 = W2 + learning_rate * G2 / (np.sqrt(C2) + 1e-5)
+        yield W1, W2, C1, C2, batch
