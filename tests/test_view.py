@@ -26,7 +26,7 @@ class Terminal:
     def __init__(self, folder, *flags, columns=80, lines=24, env=HEADLESS):
         self.ours, theirs = pty.openpty()
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        self.process = subprocess.Popen([sys.executable, str(ROOT / "pg_pong.py"), *map(str, flags)], cwd=folder, env=env,
+        self.process = subprocess.Popen([sys.executable, ROOT / "pg_pong.py", *map(str, flags)], cwd=folder, env=env,
                                         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
                                         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(theirs)
