@@ -21,7 +21,6 @@ DUMMY = HEADLESS | {"DISPLAY": ":0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVE
 sys.path.insert(0, str(ROOT))                              # so that the tests can import pg_pong
 signal.signal(signal.SIGINT, signal.default_int_handler)   # shells let background jobs ignore it, and so their children
 
-
 class Trainer:
     """Runs pg_pong.py in a folder of its own."""
     def __init__(self, folder):
@@ -53,22 +52,18 @@ class Trainer:
         with open(self.folder / name, "rb") as f:
             return pickle.load(f), pickle.load(f)
 
-
 def read_until(process, start):
     """Read what the process prints up to the first line that starts like this."""
     assert any(line.startswith(start) for line in process.stdout), (start, process.stderr.read())
-
 
 def children(pid):
     """The ids of the living processes that a trainer has begun: workers, and a window if one is open."""
     ids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [i for i in ids if ") Z " not in Path(f"/proc/{i}/stat").read_text()]
 
-
 @pytest.fixture
 def trainer(tmp_path):
     return Trainer(tmp_path)
-
 
 @pytest.fixture(scope="session")
 def episode():
@@ -83,7 +78,6 @@ def episode():
         frame, reward, *_ = env.step(2 if ups[-1] else 3)
         rewards.append(reward)
     return SimpleNamespace(frames=frames, screens=screens, ups=np.array(ups), rewards=rewards)
-
 
 def same(a, b):
     """Equal to the last bit, all the way down."""

@@ -8,20 +8,16 @@ import textbook
 
 import pg_pong
 
-
 def differences(episode):
     codes = [pg_pong.crop(s) for s in episode.screens]
     return [pg_pong.difference(b, a) for a, b in zip([codes[0]] + codes, codes)]
 
-
 def dense(x):
     return np.bincount(*x, minlength=6400)
-
 
 @pytest.fixture(scope="module")
 def model():
     return pg_pong.new_model(np.random.default_rng(5))
-
 
 def test_two_batches_of_the_script_learn_what_two_batches_of_the_textbook_learn(trainer):
     """The same games, and weights and mean squared gradients that differ by the rounding of float32: by 2e-5 learning
@@ -42,7 +38,6 @@ def test_two_batches_of_the_script_learn_what_two_batches_of_the_textbook_learn(
         assert np.mean(abs(weights[k] - weight) > 1e-3 * 2e-3) < 1e-3, k
         assert np.mean(abs(rest["rmsprop_cache"][k] - mean_square) > 1e-3 * mean_square) < 1e-3, k
 
-
 # ---- preprocessing
 
 def test_prepro_agrees_with_the_definition_on_real_frames_and_on_every_red_value(episode):
@@ -53,7 +48,6 @@ def test_prepro_agrees_with_the_definition_on_real_frames_and_on_every_red_value
         picture = pg_pong.prepro(frame)
         assert picture.shape == (6400,) and picture.dtype == np.float32
         assert np.array_equal(picture, textbook.picture(frame)) and np.array_equal(frame, before)
-
 
 def test_color_codes_give_the_same_picture_as_RGB_on_10000_frames_in_all_colors():
     env, rng, colors = pg_pong.make_env(), np.random.default_rng(1), set()
@@ -68,12 +62,10 @@ def test_color_codes_give_the_same_picture_as_RGB_on_10000_frames_in_all_colors(
     assert {34, 228, 14, 200, 56} <= colors, colors        # both backgrounds, the ball and both paddles were seen
     assert np.flatnonzero(pg_pong.LIT_CODE == 0).tolist() == [0, 34, 228]
 
-
 def test_the_difference_frame_is_this_picture_minus_the_previous_one_and_zero_at_first(episode):
     pictures = [textbook.picture(f) for f in episode.frames]
     for x, now, previous in zip(differences(episode), pictures, pictures[:1] + pictures):
         assert np.array_equal(dense(x), now - previous)
-
 
 # ---- policy
 
@@ -83,7 +75,6 @@ def test_the_model_is_gaussian_divided_by_the_root_of_the_number_of_inputs(model
     z = W1 * np.sqrt(6400)
     assert abs(z.std() - 1) < 0.01 and abs(z.mean()) < 0.008 and abs(W2.std() * np.sqrt(200) - 1) < 0.2
     assert abs((np.abs(z) < 1).mean() - 0.6827) < 0.002 and abs((np.abs(z) < 2).mean() - 0.9545) < 0.002
-
 
 def test_forward_and_backward_agree_with_the_dense_textbook_on_a_real_episode(model, episode):
     W1, W2 = model["W1"].astype(np.float64), model["W2"].astype(np.float64)
@@ -100,7 +91,6 @@ def test_forward_and_backward_agree_with_the_dense_textbook_on_a_real_episode(mo
     for ours, theirs in zip(gradient.values(), textbook.backward(W1, W2, X, their_hs, dlogits.astype(np.float64))):
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
     assert np.count_nonzero(gradient["W1"]) > 10_000
-
 
 def test_backward_agrees_with_finite_differences(episode):
     """Of the sum of log p(action) * advantage, in float64, on the steps around a point."""
@@ -122,14 +112,12 @@ def test_backward_agrees_with_finite_differences(episode):
         slope = (objective(k, place, 1e-5) - objective(k, place, -1e-5)) / 2e-5
         assert slope == pytest.approx(gradient[k][place], rel=1e-3, abs=1e-6), (k, place)
 
-
 def test_the_sigmoid_is_silent_and_right_on_large_logits():
     one_pixel = np.array([0]), np.ones(1, np.float32)
     with np.errstate(all="raise"):
         for weight, expected in (1e3, 1.0), (1e30, 1.0), (-1e3, 0.0), (-1e30, 0.0), (0, 0.5):
             model = {"W1": np.ones((200, 6400), np.float32), "W2": np.full(200, weight, np.float32)}
             assert pg_pong.policy_forward(model, one_pixel)[0] == expected
-
 
 # ---- returns and update
 
@@ -138,13 +126,11 @@ def test_returns_by_hand():
     assert pg_pong.discount_rewards([0, 1, 0, 0, -1], 0.99) == pytest.approx([0.99, 1, -0.9801, -0.99, -1])   # anew
     assert pg_pong.discount_rewards([0, 0, 1], 0.5) == pytest.approx([0.25, 0.5, 1])
 
-
 def test_standardization_by_hand_and_without_NaN_where_all_returns_are_equal():
     assert pg_pong.standardize(np.array([1.0, 2, 3, 4])) == pytest.approx(np.array([-3, -1, 1, 3]) / 5**0.5)
     with np.errstate(all="raise"):
         for returns in [-1.0] * 7, [0.0] * 3, [0.1] * 3, [1.0]:
             assert pg_pong.standardize(np.array(returns)) == pytest.approx(np.zeros(len(returns)), abs=1e-12)
-
 
 def test_one_rmsprop_step_by_hand_leaves_the_old_model_whole():
     old, old_cache = {"W2": np.array([1.0, 2.0])}, {"W2": np.array([4.0, 0.0])}
@@ -153,11 +139,9 @@ def test_one_rmsprop_step_by_hand_leaves_the_old_model_whole():
     assert model["W2"] == pytest.approx([1 + 1e-4 * 3 / (4.05**0.5 + 1e-5), 2 - 1e-4 * 0.5 / (0.05 + 1e-5)], rel=1e-12)
     assert old["W2"].tolist() == [1, 2] and old_cache["W2"].tolist() == [4, 0]
 
-
 def test_the_hyperparameters():
     assert pg_pong.HYPERPARAMETERS == {"batch_size": 10, "learning_rate": 1e-3, "gamma": 0.99, "decay_rate": 0.99}
     assert (pg_pong.H, pg_pong.D, pg_pong.UP, pg_pong.DOWN, pg_pong.SAVE_EVERY) == (200, 6400, 2, 3, 100)
-
 
 # ---- the game
 
@@ -167,7 +151,6 @@ def test_the_game_is_that_of_pong_v0():
     assert kept == gymnasium.spec("Pong-v0").kwargs
     assert env.get_action_meanings()[2:4] == ["RIGHT", "LEFT"]                     # up and down, in Pong
 
-
 def test_a_truncated_episode_ends_like_a_terminated_one(model, episode):
     """In an emulator's stand-in: the real one truncates only after half an hour."""
     actions = []
@@ -176,7 +159,6 @@ def test_a_truncated_episode_ends_like_a_terminated_one(model, episode):
     game.ale = game
     assert len(list(pg_pong.play(game, model, np.random.default_rng(0)))) == len(actions) == 3
     assert set(actions) <= {2, 3}
-
 
 def test_actions_are_sampled_not_chosen_by_argmax(model):
     env, rng = pg_pong.make_env(), np.random.default_rng(0)

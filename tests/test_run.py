@@ -18,14 +18,12 @@ import pg_pong
 BATCH = "--batch-size", "4", "--seed", "1"
 RUN = *BATCH, "--episodes", "12"
 
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """12 episodes without a stop, by two workers: what was saved, and what was printed."""
     trainer = Trainer(tmp_path_factory.mktemp("reference"))
     result = trainer(*RUN, "--workers", 2)
     return trainer.load(), result
-
 
 @pytest.mark.parametrize("method, workers", [("fork", 1), ("fork", 3), ("spawn", 2)])
 def test_any_workers_forked_or_spawned_give_the_same_run_to_the_last_bit(trainer, reference, method, workers):
@@ -38,7 +36,6 @@ def test_any_workers_forked_or_spawned_give_the_same_run_to_the_last_bit(trainer
     assert result.stdout.lower().count(f"<{method}process") == workers and result.stderr == reference[1].err
     assert same(trainer.load(), reference[0])
 
-
 def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, reference):
     """Stopped in mid-batch, by Ctrl-C and by SIGTERM; what is lost is played again exactly."""
     out, took = trainer.stop_after("episode 4 ", *BATCH)
@@ -49,7 +46,6 @@ def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, refe
     assert re.match("Learning Pong from episode 8 on: seed 1, workers \\d+\nbatch size 4, ", opening)
     assert same(trainer.load(), reference[0])
     assert trainer("--resume", "--episodes", 12).err == "pg_pong.py: nothing new was saved\n"
-
 
 def test_a_ctrl_c_at_any_instant_leaves_neither_a_traceback_nor_half_a_file(trainer):
     """From the script's first lines on (Python's own start is not ours), while it imports, starts workers, plays."""
@@ -66,14 +62,12 @@ def test_a_ctrl_c_at_any_instant_leaves_neither_a_traceback_nor_half_a_file(trai
         assert process.returncode in (0, -signal.SIGINT) and re.fullmatch(r"(pg_pong.py: .*\n)?", err), (instant, err)
         assert not path.exists() or trainer.load(path.name)[1]["episode_number"] > 0
 
-
 @pytest.mark.parametrize("handler, episodes", [(signal.SIG_DFL, 4), (signal.SIG_IGN, 12)])
 def test_a_terminal_that_closes_ends_the_run_but_not_under_nohup(trainer, handler, episodes):
     process = trainer.start(*RUN, preexec_fn=lambda: signal.signal(signal.SIGHUP, handler))
     read_until(process, "episode 4 ")
     process.send_signal(signal.SIGHUP)
     assert f"up to episode {episodes};" in process.communicate(timeout=60)[1]
-
 
 def test_a_trainer_in_the_background_of_a_terminal_goes_on_while_somebody_types_there(trainer):
     ours, theirs = pty.openpty()
@@ -83,7 +77,6 @@ def test_a_trainer_in_the_background_of_a_terminal_goes_on_while_somebody_types_
     read_until(process, "episode 4 ")
     os.write(ours, b"ls\n")
     assert "up to episode 12;" in process.communicate(timeout=60)[1] and process.returncode == 0
-
 
 def test_the_first_pickle_is_the_bare_model_and_the_second_holds_the_rest(reference):
     weights, rest = reference[0]
@@ -98,20 +91,17 @@ def test_the_first_pickle_is_the_bare_model_and_the_second_holds_the_rest(refere
     assert rest["running_reward"] == functools.reduce(lambda mean, x: 0.99 * mean + 0.01 * x, map(float, scores))
     assert 12 * 700 < rest["steps"] < 12 * 4000 and 0 < rest["seconds"] < 100
 
-
 def test_into_a_pipe_there_is_a_line_for_each_batch(reference):
     assert re.fullmatch(
         r"Learning Pong from episode 0 on: seed 1, workers 2\nbatch size 4, learning rate 0.001, gamma 0.99, "
         r"decay rate 0.99\nsave.p is saved every 100 episodes and on Ctrl-C\n(episode (4|8|12)  score -\d\d\.\d  "
         r"running mean -\d\d\.\d\d  \d+ steps/s  0:\d\d:\d\d  0:\d\d:\d\d left\n){3}", reference[1].out)
 
-
 def test_on_a_terminal_there_is_one_live_line(trainer, monkeypatch, capfd):
     monkeypatch.chdir(trainer.folder)
     pty.spawn([sys.executable, str(ROOT / "pg_pong.py"), *RUN])
     lines = capfd.readouterr().out.split("\r\n")
     assert [line.count("\r\x1b[Kepisode ") for line in lines] == [0, 0, 0, 3, 0, 0], lines
-
 
 @pytest.mark.parametrize("flags", [
     "--episodes 0", "--workers 0", "--workers two", "--seed -1", "--batch-size 0", "--batch-size 2.5", "--unknown",
@@ -122,14 +112,12 @@ def test_bad_flags_are_refused_with_the_usage_and_one_line_and_status_2(trainer,
     assert result.out == "" and not trainer.save.exists()
     assert re.fullmatch("(usage: pg_pong.py [^:]*\npg_pong.py: error|pg_pong.py: there is no save.p;).*\n", result.err)
 
-
 def test_help_gives_a_sentence_and_the_default_of_every_flag(trainer):
     text = re.sub(r"\s+", " ", trainer("--help").out)
     for flag, default in {"save": "save.p", "episodes": "on Ctrl-C", "workers": "one per core", "seed": "0",
                           **pg_pong.HYPERPARAMETERS}.items():
         said = re.search(rf"--{flag.replace('_', '-')} [A-Z]+ [^()]{{10,}}\(default: (.*?)\)", text)[1]
         assert said == default or float(said) == default, flag
-
 
 def test_import_starts_nothing_and_changes_no_signal_handler():
     code = ("import multiprocessing, signal, threading; now = lambda: [signal.getsignal(n) for n in range(1, 32)]; "
@@ -138,12 +126,10 @@ def test_import_starts_nothing_and_changes_no_signal_handler():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "1 [] True\n" and result.stderr == ""
 
-
 def test_the_commands_of_the_readme_are_the_ones_that_are_tested():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     for command in "requirements.txt && python pg_pong.py", "tests/requirements.txt && pytest":
         assert f"\n    pip install -r {command}\n" in readme and f"pip install -r {command}" in ci, command
-
 
 def test_the_readme_names_every_flag(trainer):
     flags = set(re.findall(r"--[a-z-]+", trainer("--help").out)) - {"--help"}

@@ -12,18 +12,15 @@ import pg_pong
 
 FLOOR = 2          # it was measured at +6.95 over 800 episodes; the mean of 12 has a standard error of 1.5
 
-
 @pytest.fixture
 def shipped(trainer):
     """A trainer in whose folder the shipped file lies."""
     shutil.copy(ROOT / "save.p", trainer.save)
     return trainer
 
-
 def test_the_shipped_agent_beats_the_game(shipped):
     report = shipped("--eval", 12, "--seed", 1).out
     assert float(re.search(r"mean score ([+-]\d+\.\d\d)", report)[1]) > FLOOR, report
-
 
 def test_a_training_begun_beside_the_shipped_agent_keeps_it(shipped):
     before = shipped.save.read_bytes()
@@ -32,7 +29,6 @@ def test_a_training_begun_beside_the_shipped_agent_keeps_it(shipped):
     assert (shipped.folder / "save.p.1").read_bytes() == before
     assert shipped.load()[1]["episode_number"] == 10
 
-
 def test_the_shipped_run_goes_on(shipped):
     before = pg_pong.load(str(shipped.save))
     shipped("--resume", "--batch-size", 2, "--episodes", before.episode_number + 2)
@@ -40,7 +36,6 @@ def test_the_shipped_run_goes_on(shipped):
     assert rest["episode_number"] == before.episode_number + 2 and rest["steps"] > before.steps
     assert (rest["episode_rewards"][:before.episode_number] == before.episode_rewards).all()
     assert all(w.any() for w in before.rmsprop_cache.values()) and (weights["W1"] != before.model["W1"]).any()
-
 
 def test_a_rally_that_it_wins_can_be_drawn(shipped):
     subprocess.run([sys.executable, ROOT / "tests/tools/rally.py", "rally.gif"], cwd=shipped.folder, check=True)

@@ -19,7 +19,6 @@ from conftest import DUMMY, HEADLESS, ROOT, SHORT, Trainer, children, read_until
 
 import pg_pong
 
-
 class Terminal:
     """pg_pong.py in a pseudo-terminal of that size."""
 
@@ -46,7 +45,6 @@ class Terminal:
                     return self.text
         return self.text
 
-
 @pytest.fixture
 def terminals():
     """Makes terminals, and ends what still runs in them when the test ends."""
@@ -56,14 +54,12 @@ def terminals():
         if terminal.process.poll() is None:
             os.killpg(terminal.process.pid, signal.SIGKILL)
 
-
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """A folder with a run of two batches."""
     trainer = Trainer(tmp_path_factory.mktemp("played"))
     trainer("--batch-size", 2, "--episodes", 4, "--workers", 1)
     return trainer
-
 
 # ---- the window
 
@@ -75,17 +71,14 @@ def test_a_window_does_not_change_the_training(trainer, played):
     assert process.returncode == 0 and err.startswith("pg_pong.py: save.p holds") and err.count("\n") == 1
     assert same(trainer.load(), played.load())
 
-
 def test_render_without_a_display_points_to_watch_and_trains(trainer):
     result = trainer(*SHORT, "--render", env=HEADLESS)
     assert "pg_pong.py: there is no display for a window; --watch in a terminal shows games there\n" in result.err
     assert trainer.load()[1]["episode_number"] == 2
 
-
 def test_a_display_that_is_dead_is_named(played):
     result = played("--watch", status=2, env=HEADLESS | {"DISPLAY": ":987"})
     assert result.err.count("\n") == 1 and "cannot open a window" in result.err and result.out == ""
-
 
 def test_r_and_enter_open_and_close_the_window(trainer, terminals):
     terminal = terminals(trainer.folder, "--workers", 1, env=DUMMY)
@@ -99,7 +92,6 @@ def test_r_and_enter_open_and_close_the_window(trainer, terminals):
     terminal.process.send_signal(signal.SIGINT)
     assert "save.p holds the run up to episode" in terminal.read() and terminal.process.returncode == 0
 
-
 # ---- the terminal
 
 def test_the_terminal_view_is_what_prepro_makes_of_the_screen(episode):
@@ -111,7 +103,6 @@ def test_the_terminal_view_is_what_prepro_makes_of_the_screen(episode):
             picture[row::4, column::2] = codes - 0x2800 >> bit & 1
         assert codes.shape == (20, 40) and np.array_equal(picture.ravel(), pg_pong.prepro(frame)) and picture.any()
 
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_terminal_view_plays_until_it_is_stopped(played, number, terminals):
     terminal = terminals(played.folder, "--watch")
@@ -122,11 +113,9 @@ def test_the_terminal_view_plays_until_it_is_stopped(played, number, terminals):
     os.killpg(terminal.process.pid, number)
     assert "Traceback" not in terminal.read() and terminal.process.returncode == 0
 
-
 def test_watching_needs_a_terminal_or_a_display_and_a_run(trainer, played):
     assert "there is no save.p" in trainer("--watch", status=2, env=DUMMY).err
     assert "no display" in played("--watch", status=2, env=HEADLESS).err
-
 
 def test_each_game_is_played_with_the_newest_save(tmp_path, monkeypatch):
     path, seen = str(tmp_path / "save.p"), []
@@ -145,7 +134,6 @@ def test_each_game_is_played_with_the_newest_save(tmp_path, monkeypatch):
     pg_pong.show_games(path)
     assert np.array_equal(seen, [first.model["W2"], second.model["W2"]])
 
-
 # ---- the score
 
 def test_eval_gives_the_same_score_twice_and_with_any_number_of_workers(played):
@@ -163,7 +151,6 @@ def test_eval_gives_the_same_score_twice_and_with_any_number_of_workers(played):
     assert mean == pytest.approx(np.mean(scores), abs=0.005) and won == 0
     assert (high - low) / 2 == pytest.approx(1.96 * np.std(scores, ddof=1) / 2, abs=0.01)
 
-
 def test_eval_of_one_episode_claims_no_interval_and_needs_no_lock(trainer, played):
     process = trainer.start("--workers", 1)
     read_until(process, "save.p is saved")
@@ -172,7 +159,6 @@ def test_eval_of_one_episode_claims_no_interval_and_needs_no_lock(trainer, playe
     assert process.poll() is None and "nan" not in out and "95% interval -inf to +inf" in out
     process.kill()
     process.communicate()
-
 
 def test_ctrl_c_ends_an_evaluation_without_a_word(played):
     process = played.start("--eval", "5000", "--workers", 1)
@@ -183,7 +169,6 @@ def test_ctrl_c_ends_an_evaluation_without_a_word(played):
     out, err = process.communicate(timeout=10)
     assert process.returncode == 130 and out == err == ""
 
-
 # ---- the picture
 
 @pytest.mark.parametrize("name, head", [("pong.png", b"\x89PNG"), ("other.svg", b"<?xml")])
@@ -192,7 +177,6 @@ def test_plot_draws_what_its_name_says(played, name, head):
     assert result.out.startswith(f"{name} shows save.p at episode 4") and result.err == ""
     assert (played.folder / name).read_bytes().startswith(head) and (played.folder / name).stat().st_size > 50_000
 
-
 def test_plot_says_what_is_wrong(played, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
     result = played("--plot", status=2, env=os.environ | {"PYTHONPATH": str(tmp_path)})
@@ -200,7 +184,6 @@ def test_plot_says_what_is_wrong(played, tmp_path):
     for name, word in ("nowhere/pong.png", "nowhere/pong.png"), ("pong.xyz", "pong.xyz"):
         result = played("--plot", name, status=2)
         assert result.out == "" and word in result.err.splitlines()[-1] and not (played.folder / name).exists()
-
 
 # ---- progress
 
@@ -211,7 +194,6 @@ def test_the_live_line_never_wraps_and_leaves_no_remains(trainer, columns, termi
     status = [line for line in lines if line.startswith("episode ")]
     assert len(status) == 3 and all(len(line) < columns for line in status[:2]), status
     assert text.count("\r\x1b[Kepisode ") == 3 and re.search(r"episode 6  score -\d[^\n]* left\r\n", text), text
-
 
 def test_running_means_begin_with_the_first_score_and_go_on(played):
     rest = played.load()[1]

@@ -6,7 +6,6 @@ and bench.py can time them against each other.
 import gymnasium
 import numpy as np
 
-
 def picture(frame):
     """(210, 160, 3) uint8 -> (6400,) float64, pixel by pixel as the definition says."""
     red = frame[35:195, :, 0][::2, ::2].astype(np.float64)
@@ -15,14 +14,12 @@ def picture(frame):
     red[red != 0] = 1
     return red.reshape(-1)
 
-
 def forward(W1, W2, x):
     """x (6400,) -> p(UP), hidden (200,)."""
     h = np.dot(W1, x)
     h = np.where(h > 0, h, 0.0)
     z = np.dot(W2, h)
     return (1 / (1 + np.exp(-z)) if z >= 0 else np.exp(z) / (1 + np.exp(z))), h
-
 
 def returns(rewards, gamma):
     """Standardized discounted returns by the defining double sum of each rally, O(T^2)."""
@@ -35,14 +32,12 @@ def returns(rewards, gamma):
         begin = end
     return (G - np.mean(G)) / np.std(G)
 
-
 def backward(W1, W2, X, Hs, dlogits):
     """X (T, 6400), Hs (T, 200), dlogits (T,) -> dW1 (200, 6400), dW2 (200,)."""
     dW2 = np.dot(Hs.T, dlogits)
     dH = np.outer(dlogits, W2)
     dH[Hs <= 0] = 0
     return np.dot(dH.T, X), dW2
-
 
 def play(env, frame, W1, W2, rng):
     """One episode from its first frame on -> X, Hs, ps, ups, rewards."""
@@ -57,7 +52,6 @@ def play(env, frame, W1, W2, rng):
         over = terminated or truncated
         X.append(x), Hs.append(h), ps.append(p), ups.append(up), rewards.append(reward)
     return np.array(X), np.array(Hs), np.array(ps), np.array(ups), rewards
-
 
 def train(W1, W2, seed, batch_size, learning_rate, gamma, decay_rate):
     """Yields W1, W2, their mean squared gradients, and the rewards of each episode, after one batch and the next."""

@@ -22,7 +22,6 @@ import pg_pong
 import numpy as np
 import textbook
 
-
 def bare(seconds):
     """Steps/s of the emulator with random actions and frame skips, if nobody looks at the screen."""
     env, rng, steps = pg_pong.make_env(), np.random.default_rng(0), 0
@@ -38,11 +37,9 @@ def bare(seconds):
         steps += 1
     return steps / elapsed
 
-
 def bare_in_processes(count, seconds):
     with multiprocessing.Pool(count) as pool:
         return sum(pool.map(bare, [seconds] * count, chunksize=1))
-
 
 def textbook_loop(episodes):
     """Steps/s of tests/textbook.py: RGB frames, dense, float64, one process."""
@@ -50,7 +47,6 @@ def textbook_loop(episodes):
     begun, learning = time.perf_counter(), textbook.train(W1, W2, 0, 10, 1e-3, 0.99, 0.99)
     steps = sum(len(rewards) for *_, batch in itertools.islice(learning, episodes // 10) for rewards in batch)
     return steps / (time.perf_counter() - begun)
-
 
 def trainer(script, workers, episodes):
     """Steps/s of a script from its first batch to its last, a multiple of 10 episodes later."""
@@ -65,7 +61,6 @@ def trainer(script, workers, episodes):
                 return times, [pickle.load(f), pickle.load(f)][1]["steps"]
     times, steps = run(episodes + 10)
     return (steps - run(10)[1]) / (times[-1] - times[0])
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,7 +82,6 @@ def main():
         for other in others:
             ratio = median(rates[f"trainer x{n}"] / rates[other] for rates in rounds)
             print(f"trainer x{n}: {ratio:.2f} times the {other}")
-
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 STEP = 50                                                  # milliseconds: on average 3 frames, 60 of them a second
 
-
 def won_rally(model, rng, episodes=200):
     """The steps (RGB frame, difference frame, p(UP)) of the first point that fits, None if there is none."""
     env = pg_pong.make_env()
@@ -32,7 +31,6 @@ def won_rally(model, rng, episodes=200):
                 return rally + [(frame, x, pg_pong.policy_forward(model, x)[0])]
             rally = [] if reward else rally
         env.reset()
-
 
 def picture(frame, x, p):
     """The frame (twice its size), the difference frame (four times), and what the policy makes of it."""
@@ -49,7 +47,6 @@ def picture(frame, x, p):
     draw.rectangle((410, 400, 410 + round(240 * p), 414), fill="black")
     return image.quantize(32, dither=Image.Dither.NONE)
 
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture")
@@ -62,7 +59,6 @@ def main():
     first, *others = [picture(*step) for step in rally]
     durations = [STEP] * len(others) + [10 * STEP]         # the last picture stands for a while
     first.save(args.picture, save_all=True, append_images=others, duration=durations, loop=0, format="GIF")
-
 
 if __name__ == "__main__":
     main()

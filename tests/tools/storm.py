@@ -22,11 +22,9 @@ from conftest import ROOT, same
 
 SCRIPT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pg_pong; pg_pong.SAVE_EVERY = 1; pg_pong.main()"
 
-
 def start(folder, *flags):
     return subprocess.Popen([sys.executable, "-c", SCRIPT, "--workers", "1", "--batch-size", "1", *flags], cwd=folder,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
 
 def session(leader):
     """Ids of the processes in the session that a trainer began, zombies aside."""
@@ -40,12 +38,10 @@ def session(leader):
             found.append(int(stat.parent.name))
     return found
 
-
 def wait_while(condition, seconds):
     end = time.monotonic() + seconds
     while condition() and time.monotonic() < end:
         time.sleep(0.002)
-
 
 def storm(folder, kills, chance):
     """Returns the episodes that there are after so many kills, and counts of what happened."""
@@ -86,7 +82,6 @@ def storm(folder, kills, chance):
             print(f"{number} kills, {episodes} episodes, {counts}, longest end {longest:.1f} s", flush=True)
     return episodes, counts
 
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -104,7 +99,6 @@ def main():
           f"{episodes + 1} episodes {'bit-identical to' if identical else 'DIFFERENT FROM'} an undisturbed run")
     bad = others or sum(counts[what] for what in ("unreadable", "lost", "left_behind", "hung"))
     sys.exit(1 if bad or not identical else 0)
-
 
 if __name__ == "__main__":
     main()
