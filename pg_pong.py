@@ -255,7 +255,8 @@ def load(path):
                 raise ValueError("its parts do not fit together")
             return run
         except Exception as problem:                       # of whatever kind, the file is to blame
-            fail(f"{path} is damaged or no run of this script ({ascii(str(problem)):.200}); it was left as it is")
+            reason = ascii(str(problem) or problem)
+            fail(f"{path} is damaged or no run of this script ({reason:.200}); it was left as it is")
 
 def lock(path):
     """Keep others from training on path until this process ends, however it ends. The file stays, but locks nothing."""

@@ -44,6 +44,7 @@ class Trainer:
         begun = time.monotonic()
         for _ in range(2):                                 # a second signal changes nothing
             os.killpg(process.pid, number)
+            time.sleep(0.02)                               # or the two would be one
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0 and err.startswith("pg_pong.py: ") and err.count("\n") == 1, err
         return out + err, time.monotonic() - begun
