@@ -98,12 +98,6 @@ def test_into_a_pipe_there_is_a_line_for_each_batch(reference):
         r"decay rate 0.99\nsave.p is saved every 100 episodes and on Ctrl-C\n(episode (4|8|12)  score -\d\d\.\d  "
         r"running mean -\d\d\.\d\d  \d+ steps/s  0:\d\d:\d\d  0:\d\d:\d\d left\n){3}", reference[1].out)
 
-def test_on_a_terminal_there_is_one_live_line(trainer, monkeypatch, capfd):
-    monkeypatch.chdir(trainer.folder)
-    pty.spawn([sys.executable, str(ROOT / "pg_pong.py"), *RUN])
-    lines = capfd.readouterr().out.split("\r\n")
-    assert [line.count("\r\x1b[Kepisode ") for line in lines] == [0, 0, 0, 3, 0, 0], lines
-
 @pytest.mark.parametrize("flags", [
     "--episodes 0", "--workers 0", "--workers two", "--seed -1", "--batch-size 0", "--batch-size 2.5", "--unknown",
     "--learning-rate nan", "--learning-rate -1", "--gamma 1.01", "--decay-rate inf", "--eval 0", "extra", "--resume",
@@ -113,25 +107,13 @@ def test_bad_flags_are_refused_with_the_usage_and_one_line_and_status_2(trainer,
     assert result.out == "" and not trainer.save.exists()
     assert re.fullmatch("(usage: pg_pong.py [^:]*\npg_pong.py: error|pg_pong.py: there is no save.p;).*\n", result.err)
 
-def test_help_gives_a_sentence_and_the_default_of_every_flag(trainer):
+def test_readme_and_help_name_every_flag_its_default_and_the_commands_that_are_tested(trainer):
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    for command in "requirements.txt && python pg_pong.py", "tests/requirements.txt && pytest":
+        assert f"\n    pip install -r {command}\n" in readme and f"pip install -r {command}" in ci, command
     text = re.sub(r"\s+", " ", trainer("--help").out)
+    assert set(re.findall(r"--[a-z-]+", text)) - {"--help"} <= set(re.findall(r"--[a-z-]+", readme))
     for flag, default in {"save": "save.p", "episodes": "on Ctrl-C", "workers": "one per core", "seed": "0",
                           **pg_pong.HYPERPARAMETERS}.items():
         said = re.search(rf"--{flag.replace('_', '-')} [A-Z]+ [^()]{{10,}}\(default: (.*?)\)", text)[1]
         assert said == default or float(said) == default, flag
-
-def test_import_starts_nothing_and_changes_no_signal_handler():
-    code = ("import multiprocessing, signal, threading; now = lambda: [signal.getsignal(n) for n in range(1, 32)]; "
-            "before = now(); import pg_pong; "
-            "print(threading.active_count(), multiprocessing.active_children(), before == now())")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "1 [] True\n" and result.stderr == ""
-
-def test_the_commands_of_the_readme_are_the_ones_that_are_tested():
-    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    for command in "requirements.txt && python pg_pong.py", "tests/requirements.txt && pytest":
-        assert f"\n    pip install -r {command}\n" in readme and f"pip install -r {command}" in ci, command
-
-def test_the_readme_names_every_flag(trainer):
-    flags = set(re.findall(r"--[a-z-]+", trainer("--help").out)) - {"--help"}
-    assert flags <= set(re.findall(r"--[a-z-]+", (ROOT / "README.md").read_text()))

@@ -24,18 +24,15 @@ def test_the_shipped_agent_beats_the_game(shipped):
 
 def test_a_training_begun_beside_the_shipped_agent_keeps_it(shipped):
     before = shipped.save.read_bytes()
-    out = shipped("--episodes", 10).out
-    assert "\nsave.p is saved every 100 episodes and on Ctrl-C; the file that is there is kept as save.p.N\n" in out
-    assert (shipped.folder / "save.p.1").read_bytes() == before
-    assert shipped.load()[1]["episode_number"] == 10
+    assert "; the file that is there is kept as save.p.N\n" in shipped("--episodes", 10).out
+    assert (shipped.folder / "save.p.1").read_bytes() == before and shipped.load()[1]["episode_number"] == 10
 
 def test_the_shipped_run_goes_on(shipped):
     before = pg_pong.load(str(shipped.save))
     shipped("--resume", "--batch-size", 2, "--episodes", before.episode_number + 2)
     weights, rest = shipped.load()
     assert rest["episode_number"] == before.episode_number + 2 and rest["steps"] > before.steps
-    assert (rest["episode_rewards"][:before.episode_number] == before.episode_rewards).all()
-    assert all(w.any() for w in before.rmsprop_cache.values()) and (weights["W1"] != before.model["W1"]).any()
+    assert (rest["episode_rewards"][:-2] == before.episode_rewards).all() and (weights["W1"] != before.model["W1"]).any()
 
 def test_a_rally_that_it_wins_can_be_drawn(shipped):
     subprocess.run([sys.executable, ROOT / "tests/tools/rally.py", "rally.gif"], cwd=shipped.folder, check=True)

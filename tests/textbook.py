@@ -1,7 +1,6 @@
 """The algorithm as a textbook would write it: RGB frames, dense, float64, one process, nothing clever.
 
-Written independently of pg_pong.py and on purpose without its tricks, so that the tests can compare what the two learn,
-and bench.py can time them against each other.
+Written without the tricks of pg_pong.py, so that the tests can compare what the two learn, and bench.py how fast.
 """
 import gymnasium
 import numpy as np

@@ -37,10 +37,6 @@ def bare(seconds):
         steps += 1
     return steps / elapsed
 
-def bare_in_processes(count, seconds):
-    with multiprocessing.Pool(count) as pool:
-        return sum(pool.map(bare, [seconds] * count, chunksize=1))
-
 def textbook_loop(episodes):
     """Steps/s of tests/textbook.py: RGB frames, dense, float64, one process."""
     W1, W2 = (w.astype(np.float64) for w in pg_pong.new_run(0).model.values())
@@ -72,14 +68,14 @@ def main():
     for number in range(args.rounds):
         rounds.append({"textbook loop": textbook_loop(10)})
         for n in args.workers:
-            rounds[-1][f"bare emulator x{n}"] = bare_in_processes(n, args.episodes / 10)
+            with multiprocessing.Pool(n) as pool:
+                rounds[-1][f"bare emulator x{n}"] = sum(pool.map(bare, [args.episodes / 10] * n, chunksize=1))
             rounds[-1][f"trainer x{n}"] = trainer(TESTS.parent / "pg_pong.py", n, args.episodes)
             if args.against:
                 rounds[-1][f"older trainer x{n}"] = trainer(args.against, n, args.episodes)
         print(f"round {number + 1}, steps/s:", ", ".join(f"{k} {v:.0f}" for k, v in rounds[-1].items()), flush=True)
     for n in args.workers:
-        others = f"bare emulator x{n}", "textbook loop", *[f"older trainer x{n}"] * bool(args.against)
-        for other in others:
+        for other in [f"bare emulator x{n}", "textbook loop"] + [f"older trainer x{n}"] * bool(args.against):
             ratio = median(rates[f"trainer x{n}"] / rates[other] for rates in rounds)
             print(f"trainer x{n}: {ratio:.2f} times the {other}")
 

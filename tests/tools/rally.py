@@ -2,8 +2,7 @@
 
     python tests/tools/rally.py assets/rally.gif [--save save.p] [--seed 0]
 
-Plays with the saved run until it has won a point in 60 to 120 steps, and writes that point as an animated GIF at the
-speed of the game. Needs pillow (tests/requirements.txt).
+The saved run plays until it has won a point in 60 to 120 steps. That point becomes an animated GIF at the game's speed.
 """
 import argparse
 import sys
@@ -14,8 +13,6 @@ import pg_pong
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-STEP = 50                                                  # milliseconds: on average 3 frames, 60 of them a second
 
 def won_rally(model, rng, episodes=200):
     """The steps (RGB frame, difference frame, p(UP)) of the first point that fits, None if there is none."""
@@ -57,7 +54,7 @@ def main():
     if not rally:
         pg_pong.fail(f"{args.save} wins no point in 60 to 120 steps")
     first, *others = [picture(*step) for step in rally]
-    durations = [STEP] * len(others) + [10 * STEP]         # the last picture stands for a while
+    durations = [50] * len(others) + [500]                 # ms: 3 frames of 60/s on average. The last one stands longer
     first.save(args.picture, save_all=True, append_images=others, duration=durations, loop=0, format="GIF")
 
 if __name__ == "__main__":
