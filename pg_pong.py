@@ -54,8 +54,8 @@ def crop(screen):
     return screen[35:195:2, ::2].ravel()
 
 def prepro(frame):
-    """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. LIT_CODE[crop(screen)] is the same for the screen in
-    the emulator's color codes, which are there 20 times faster than RGB."""
+    """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. Training reads the screen as the emulator's color
+    codes, which are there 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
     return LIT_RED[crop(frame[:, :, 0])]
 
 def difference(codes, previous):
@@ -199,7 +199,7 @@ def save(run, path, ours):
             os.remove(temporary)
 
 class Call(list):
-    __setstate__ = list.extend                             # adds what the file fills the result of the call with
+    __setstate__ = list.extend                             # what the file fills the new object with is noted too
 
 class Unpickler(pickle.Unpickler):
     """A pickle is a program that may call any function. Here it may call those by which numpy pickles arrays, and even
@@ -207,7 +207,7 @@ class Unpickler(pickle.Unpickler):
     admitted = ("numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer", "numpy.ndarray", "numpy.dtype",
                 "_codecs.encode")
     def find_class(self, module, name):
-        name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")           # as numpy 2 and numpy 1 say it
+        name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")           # as numpy 2 and numpy 1 write it
         if name not in self.admitted:
             raise ValueError(f"it calls {name}")
         return lambda *arguments: Call([name, *arguments])
@@ -259,7 +259,7 @@ def load(path):
             fail(f"{path} is damaged or no run of this script ({reason:.200}); it was left as it is")
 
 def lock(path):
-    """Keep others from training on path until this process ends, however it ends. The file stays, but locks nothing."""
+    """Keep others from training on path until this process ends, however it ends. The file stays, and does no harm."""
     f = open(path + ".lock", "a")
     try:
         if os.name == "nt":

@@ -60,7 +60,7 @@ def test_a_dead_trainer_leaves_nothing_running(trainer):
     started, end = [Path(f"/proc/{pid}/stat") for pid in children(process.pid)], time.monotonic() + 10
     assert len(started) == 4                               # the workers and the window
     process.kill()
-    process.communicate()
+    process.wait()
     while any(stat.exists() and ") Z " not in stat.read_text() for stat in started):
         assert time.monotonic() < end
         time.sleep(0.05)
