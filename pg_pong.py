@@ -7,16 +7,17 @@
     python pg_pong.py --plot            draw what was learned, to pong.png
 
 The algorithm is that of Andrej Karpathy's "Deep Reinforcement Learning: Pong from Pixels" (2016): play, and sample each
-action from a policy. Then make the actions that led to a point won a bit likelier, and the others a bit less likely.
+action from a policy. Then make the actions before a point won a bit likelier, those before a point lost less likely.
 """
 import os
 import signal
-if __name__ != "pg_pong" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)           # Ctrl-C during the slow imports ends without a traceback
-os.environ.setdefault("OMP_NUM_THREADS", "1")              # the products are too small for threads to help
+if __name__ != "pg_pong" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not when imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # no traceback for Ctrl-C in the slow imports below
+os.environ.setdefault("OMP_NUM_THREADS", "1")              # too small matrix products for threads to help
 
 import argparse
 import contextlib
+import gc
 import itertools
 import math
 import multiprocessing.connection
@@ -30,13 +31,14 @@ from datetime import timedelta
 import ale_py
 import gymnasium
 import numpy as np
+np.seterr(all="ignore")      # learn_from_batch checks that the weights are finite
 
 # hyperparameters, as in the script that the post links to, but for its learning rate of 1e-4. The post does not state a
 # rate, only a result: even with the opponent after some 8,000 episodes. 1e-3 gets there, 1e-4 does not come near it
 HYPERPARAMETERS = {
     "batch_size": 10,        # episodes per update
     "learning_rate": 1e-3,
-    "gamma": 0.99,           # discount: how much less a reward counts for each step that it is away
+    "gamma": 0.99,           # discount: the weight of a reward shrinks by this factor for each step that it is away
     "decay_rate": 0.99,      # of RMSProp's running mean of squared gradients
 }
 D, H = 80 * 80, 200          # the network: input pixels, hidden neurons
@@ -45,7 +47,7 @@ SAVE_EVERY = 100             # episodes
 
 # ---- preprocessing: from the screen to the difference frame
 
-# which pixels are paddles or ball (1) and which background (0), by the red of their color or the emulator's code for it
+# lookup tables, 1 for paddle or ball and 0 for background: by a pixel's red value, and by the emulator's color code
 LIT_RED = np.float32(~np.isin(range(256), [0, 109, 144]))
 LIT_CODE = np.float32(~np.isin(range(256), [0, 228, 34]))
 
@@ -55,12 +57,12 @@ def crop(screen):
 
 def prepro(frame):
     """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. Training reads the screen as the emulator's color
-    codes, which are there 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
+    codes, which it gives 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
     return LIT_RED[crop(frame[:, :, 0])]
 
 def difference(codes, previous):
     """This picture minus the one before: what moved. Some 20 of the 6400 pixels are not zero. Only they are kept, since
-    zeros add nothing to a sum: returns (their indices, their values +1 or -1 as float32)."""
+    zeros add nothing to a sum: returns (their indices, their values, as float32)."""
     changed, = (codes != previous).nonzero()
     return changed, LIT_CODE.take(codes.take(changed)) - LIT_CODE.take(previous.take(changed))
 
@@ -98,7 +100,7 @@ def discount_rewards(rewards, gamma):
     """Return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, begun anew at each point."""
     returns, running = np.empty(len(rewards)), 0.0
     for t in reversed(range(len(rewards))):
-        running = rewards[t] if rewards[t] != 0 else gamma * running   # a point ends a rally: what follows is no merit
+        running = rewards[t] if rewards[t] != 0 else gamma * running   # a point ends a rally: later ones do not count
         returns[t] = running
     return returns
 
@@ -114,17 +116,17 @@ def make_env(**kwargs):
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
 
 def begin_episode(env, rng, state=None):
-    """Start a game. rng draws its actions and frame skips. The repeats come from a random stream inside the emulator,
+    """Start a game. rng draws actions (in play) and frame skips. The repeats come from a random stream in the emulator,
     which goes on from state (bytes), the emulator's state after an earlier episode, or else is seeded by rng."""
     if state is None:
         env.reset(seed=int(rng.integers(2**31)))
     else:
         env.ale.restoreState(ale_py.ALEState(state))
         env.reset()
-    env.np_random = rng
+    env.np_random = rng                                    # gymnasium draws the frame skips from it
 
 def play(env, model, rng):
-    """Play an episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) for each step."""
+    """Play a begun episode. Yields (difference frame, hidden layer, p(UP), whether it went UP, reward) of each step."""
     codes, over = crop(env.ale.getScreen()), False
     while not over:
         previous, codes = codes, crop(env.ale.getScreen())   # the same at first: that difference is zero
@@ -139,10 +141,10 @@ def learn_from_episode(env, model, rng, gamma, gradient):
     """Play an episode and write its policy gradient into gradient. Returns the rewards of its steps."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     advantages = standardize(discount_rewards(rewards, gamma))
-    # the heart of it: take the action that was sampled for the right one, the label. Then label - p is the gradient of
-    # log p(action) by the logit: a step along it makes the action likelier. Times the advantage, it makes an action
+    # the heart of it: take the action that was sampled for the right one, the label. Then label - p is
+    # d log p(action) / d logit: a step along it makes the action likelier. Times the advantage, it makes an action
     # likelier if it did better than the episode's average, and less likely if it did worse
-    labels = np.array(ups)                                 # 1 for UP, 0 for DOWN
+    labels = np.array(ups, float)                          # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
     policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32), gradient)
     return rewards
@@ -150,7 +152,7 @@ def learn_from_episode(env, model, rng, gamma, gradient):
 # ---- update
 
 def rmsprop(model, cache, gradient, learning_rate, decay_rate):
-    """RMSProp (Tieleman and Hinton, 2012), uphill: the larger a weight's recent gradients, the smaller its steps."""
+    """RMSProp (Tieleman and Hinton, 2012), uphill: divide each gradient by the size of the weight's recent ones."""
     cache = {k: decay_rate * cache[k] + (1 - decay_rate) * g**2 for k, g in gradient.items()}
     return {k: model[k] + learning_rate * g / (np.sqrt(cache[k]) + 1e-5) for k, g in gradient.items()}, cache
 
@@ -171,7 +173,7 @@ class Run:
     seconds: float = 0.0                 # spent learning
 
 def new_run(seed, model=None):
-    """A run from random weights, or given ones. Its chance comes from [seed, 0] and, in its n-th episode, [seed, n]."""
+    """A run from random weights, or given ones. Seeds: [seed, 0] for the weights, [seed, n] in the n-th episode."""
     model = model or new_model(np.random.default_rng([seed, 0]))
     return Run(dict(HYPERPARAMETERS), seed, model, {k: np.zeros_like(w) for k, w in model.items()})
 
@@ -186,7 +188,7 @@ def save(run, path, ours):
             f.flush()
             os.fsync(f.fileno())                           # on the disk before the old file goes
         if os.path.exists(path) and not ours:
-            kept = next(name for n in itertools.count(1) if not os.path.lexists(name := f"{path}.{n}"))
+            kept = next(name for name in (f"{path}.{n}" for n in itertools.count(1)) if not os.path.lexists(name))
             try:
                 os.link(path, kept)                        # a second name, so that path is never without a file
             except OSError:                                # a disk without second names
@@ -199,11 +201,11 @@ def save(run, path, ours):
             os.remove(temporary)
 
 class Call(list):
-    __setstate__ = list.extend                             # what the file fills the new object with is noted too
+    __setstate__ = list.extend                             # a call noted as [name, *arguments, *state set afterwards]
 
 class Unpickler(pickle.Unpickler):
     """A pickle is a program that may call any function. Here it may call those by which numpy pickles arrays, and even
-    these calls are not made, since numpy would follow a pointer in a forged dtype: as_array reads a note of each."""
+    these are only noted, as a Call for as_array: numpy itself would follow a pointer in a forged dtype."""
     admitted = ("numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer", "numpy.ndarray", "numpy.dtype",
                 "_codecs.encode")
     def find_class(self, module, name):
@@ -213,7 +215,7 @@ class Unpickler(pickle.Unpickler):
         return lambda *arguments: Call([name, *arguments])
 
 def as_array(call):
-    """The array of float32, float64 or int8 that such a call describes. Raises an exception if it describes none."""
+    """The array of float32, float64 or int8 that a Call describes, in either layout. Raises an exception if none."""
     match call:
         case ["numpy.core.multiarray._reconstruct", _, _, _, _, shape, [_, kind, _, _, _, endian, *_], fortran, data]:
             order = "F" if fortran else "C"
@@ -238,7 +240,7 @@ def load(path):
     """Read a run, or begin one with the weights in a file of the linked script. As it may come from anybody, nothing in
     it is executed, and the script ends with one line if it is no good. Raises OSError if it cannot be opened."""
     if not os.path.exists(path):
-        fail(f"there is no {path}; python pg_pong.py starts a run, which is first saved at episode {SAVE_EVERY}")
+        fail(f"there is no {path}; a run without --resume makes it, every {SAVE_EVERY} episodes and on Ctrl-C")
     with open(path, "rb") as f:
         try:
             model = as_weights(Unpickler(f, encoding="latin1").load())
@@ -250,13 +252,12 @@ def load(path):
             version, run = rest.pop("format"), Run(model=model, **rest)
             if not (version == 1 and all(type(getattr(run, part.name)) is part.type for part in fields(run))
                     and run.hyperparameters.keys() == HYPERPARAMETERS.keys()
-                    and not misfit(run.hyperparameters | {"seed": run.seed})
+                    and not misfit(run.hyperparameters | {"seed": run.seed}) and math.isfinite(run.steps + run.seconds)
                     and run.episode_rewards.dtype == np.int8 and run.episode_rewards.shape == (run.episode_number,)):
                 raise ValueError("its parts do not fit together")
             return run
         except Exception as problem:                       # of whatever kind, the file is to blame
-            reason = ascii(str(problem) or problem)
-            fail(f"{path} is damaged or no run of this script ({reason:.200}); it was left as it is")
+            fail(f"{path} is damaged or no run of this script ({str(problem) or problem!a:.200}); it was left as it is")
 
 def lock(path):
     """Keep others from training on path until this process ends, however it ends. The file stays, and does no harm."""
@@ -276,12 +277,12 @@ def lock(path):
 # by side. Their gradients are summed in the order of the episodes: the number of processes does not change one bit.
 
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")   # forks start at once
-stop_signals = []            # those that came
+stop_signals = []            # filled as they come in
 
 def note_stop_signals():
-    """From now on such a signal ends nothing by itself; collect_rollouts and show_games look whether one came."""
+    """From now on a stop signal is only noted; collect_rollouts and show_games check whether one came."""
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:   # no SIGHUP on Windows
-        if signal.getsignal(number) is not signal.SIG_IGN:             # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:             # nohup ignores it
             signal.signal(number, lambda number, frame: stop_signals.append(number))
 
 def as_models(memory):
@@ -304,6 +305,7 @@ def work(pipe, far_end, memory, gamma):
     """Worker process: plays the episodes that come through the pipe. If gamma is given, it computes their gradients."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)           # Ctrl-C reaches all processes, but is for the trainer
     far_end.close()
+    gc.disable()                                           # there are no reference cycles, and the search costs 2%
     model, *gradients = as_models(memory)
     env = make_env()
     with contextlib.suppress(EOFError, ConnectionError):   # the pipe breaks: the trainer has ended
@@ -321,19 +323,19 @@ def work(pipe, far_end, memory, gamma):
 
 def collect_rollouts(model, tasks, memory, pipes):
     """Have workers play tasks: (place in the batch, seed, emulator state). Yields (place, score, steps, emulator state)
-    as they come. Raises KeyboardInterrupt 0.2 s after a stop signal, ChildProcessError if a worker died."""
+    as they come. Raises KeyboardInterrupt within 0.2 s of a stop signal, ChildProcessError if a worker died."""
     for k, weights in as_models(memory)[0].items():
         weights[:] = model[k]
-    idle, left, tasks = pipes, len(tasks), iter(tasks)     # left: results still to come
+    idle, left, tasks = pipes, len(tasks), iter(tasks)     # all are idle; left: results still to come
     while left:
         if stop_signals:
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):                 # Windows' terminal, or one that is gone
             if (sys.stdin.isatty() and select.select([0], [], [], 0)[0] and os.tcgetpgrp(0) == os.getpgrp()
-                    and os.read(0, 100).strip() == b"r"):  # who reads in a terminal's background would be stopped
+                    and os.read(0, 100).strip() == b"r"):  # reading while in the background would stop us
                 toggle_window(memory)
         try:
-            for pipe, task in zip(idle, tasks):            # a task for each idle worker, while there are tasks
+            for pipe, task in zip(idle, tasks):            # idle first: zip must not take a task too many
                 pipe.send(task)
             idle = multiprocessing.connection.wait(pipes, 0.2)                # those that have answered, or died
             results = [pipe.recv() for pipe in idle]
@@ -352,7 +354,7 @@ def learn_from_batch(run, memory, pipes):
     """Play a batch, sum its gradients, update the weights. Returns the run after it; the run before it stays whole.
     Raises FloatingPointError if the weights are no longer finite, and what collect_rollouts raises."""
     begun, settings, gradients = time.monotonic(), run.hyperparameters, as_models(memory)[1:]
-    states = run.emulator_states + [None] * len(gradients)
+    states = run.emulator_states + [None] * len(gradients)             # None: a place without an episode so far
     tasks = [(n, [run.seed, run.episode_number + 1 + n], states[n]) for n in range(len(gradients))]
     _, scores, steps, states = zip(*sorted(collect_rollouts(run.model, tasks, memory, pipes)))
     gradient = {k: sum(g[k] for g in gradients) for k in run.model}
@@ -378,10 +380,9 @@ def train(run, path, ours, episodes, workers, render):
             line = (f"episode {count}  score {run.episode_rewards[-size:].mean():+.1f}  "
                     f"running mean {run.running_reward:+.2f}  {(run.steps - first.steps) / seconds:.0f} steps/s  "
                     f"{timedelta(seconds=round(seconds))}")
-            if episodes < math.inf:
-                left = max(episodes - count, 0) * seconds / (count - first.episode_number)
-                line += f"  {timedelta(seconds=round(left))} left"
-            due = count % SAVE_EVERY < size or count >= episodes
+            left = max(episodes - count, 0) * seconds / (count - first.episode_number)
+            line += f"  {timedelta(seconds=round(left))} left" if episodes < math.inf else ""
+            due = count % SAVE_EVERY < size or count >= episodes       # it has just passed a multiple, or the end
             show(line, live=not due)
             if due and save(run, path, ours):
                 saved, ours = run, True
@@ -403,7 +404,7 @@ def show_games(path, memory=None):
     if not window and (trainer or not sys.stdout.isatty()):
         fail("there is no display for a window; --watch in a terminal shows games there")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")      # no sound, and no complaints where there is none
-    if sys.platform == "linux":                            # else a window on a dead display would only be pretended
+    if sys.platform == "linux":                            # else SDL falls back to a window that nobody sees
         os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11" if os.environ.get("WAYLAND_DISPLAY") else "x11")
     note_stop_signals()
     try:
@@ -412,9 +413,9 @@ def show_games(path, memory=None):
         fail(f"cannot open a window: {problem}. Without DISPLAY, --watch shows games in the terminal")
     begin_episode(env, rng)
     while True:
-        model, score = as_models(memory)[0] if trainer else load(path).model, 0
+        score, model = 0, as_models(memory)[0] if trainer else load(path).model
         for _, _, p, _, reward in play(env, model, rng):
-            if stop_signals or trainer and not trainer.is_alive():
+            if stop_signals or (trainer and not trainer.is_alive()):
                 return
             score += reward
             if not window:
@@ -439,12 +440,12 @@ def toggle_window(memory):
 def evaluate(path, count, workers, seed):
     """Play that many episodes with the weights at path, without learning, and report the score."""
     run, scores = load(path), []
-    tasks = [(n, [seed, n, 1], None) for n in range(count)]
+    tasks = [(n, [seed, n, 1], None) for n in range(count)]            # the 1: other games than those trained on
     for _, score, *_ in collect_rollouts(run.model, tasks, *start_workers(min(workers, count))):
         scores.append(score)
         if sys.stdout.isatty():
             show(f"{len(scores)} of {count} episodes, mean score {np.mean(scores):+.2f}", live=True)
-    mean, margin = np.mean(scores), 1.96 * np.std(scores, ddof=1) / count**0.5 if count > 1 else math.inf
+    mean, margin = np.mean(scores), (1.96 * np.std(scores, ddof=1) / count**0.5 if count > 1 else math.inf)
     show(f"{path} at episode {run.episode_number}, {count} episodes with seed {seed}: mean score {mean:+.2f} "
          f"(95% interval {mean - margin:+.2f} to {mean + margin:+.2f}), {np.mean(np.array(scores) > 0):.1%} won")
 
@@ -452,7 +453,7 @@ def plot(path, picture):
     """Draw the run at path: the score of every episode, and the weights of its most influential neurons."""
     from matplotlib.figure import Figure
     run, figure = load(path), Figure(figsize=(10, 7.5), layout="constrained")
-    if picture.rpartition(".")[2] not in figure.canvas.get_supported_filetypes():
+    if os.path.splitext(picture)[1][1:].lower() not in figure.canvas.get_supported_filetypes():
         fail(f"cannot draw {picture}; choose a name that ends in .png or .svg")
     W1, W2 = run.model["W1"], run.model["W2"]
     strongest = np.argsort(-np.linalg.norm(W1, axis=1) * np.abs(W2))[:20]
@@ -471,7 +472,7 @@ def plot(path, picture):
 
 # ---- command line
 
-NUMBERS = {                  # that flags set: type, least and greatest value, meaning. Files are held to them too
+NUMBERS = {                  # flag: (type, least value, greatest value, help). A file's values must fit too
     "batch_size": (int, 1, 100, "episodes per update of the weights (default: 10)"),
     "learning_rate": (float, 0, 1, "step size of RMSProp (default: 1e-3)"),
     "gamma": (float, 0, 1, "discount of rewards per step (default: 0.99)"),
@@ -519,7 +520,6 @@ def main():
     for name, (kind, _, _, meaning) in NUMBERS.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, help=meaning, metavar="N" if kind is int else "X")
     given = vars(parser.parse_args())
-    np.seterr(all="ignore")                                # learn_from_batch looks whether the weights are finite
     if problem := misfit(given):
         parser.error(problem)
     for command, others in {"watch": {"save"}, "plot": {"save"}, "eval": {"save", "seed", "workers"}}.items():
@@ -534,11 +534,11 @@ def main():
     if "plot" in given:
         return plot(path, given["plot"])
     path = os.path.realpath(path) if os.path.islink(path) else path    # a link stays a link
-    if os.path.isdir(path):
-        fail(f"{path} is a folder; choose a file with --save")
+    if os.path.isdir(path or "."):
+        fail(f"{path or '.'} is a folder; choose a file with --save")
     with lock(path):
-        ours = "resume" in given
-        run = load(path) if ours else new_run(seed)
+        run = load(path) if "resume" in given else new_run(seed)
+        ours = run.episode_number > 0                      # not so with the weights of another script
         settings = run.hyperparameters | {name: given[name] for name in HYPERPARAMETERS if name in given}
         run = replace(run, hyperparameters=settings, seed=given.get("seed", run.seed))
         show(f"Learning Pong from episode {run.episode_number} on: seed {run.seed}, workers {workers}\n"
