@@ -52,13 +52,13 @@ LIT_RED = np.float32(~np.isin(range(256), [0, 109, 144]))
 LIT_CODE = np.float32(~np.isin(range(256), [0, 228, 34]))
 
 def crop(screen):
-    """(210, 160) uint8 -> (6400,) uint8: every second row and column of the playing field."""
-    return screen[35:195:2, ::2].ravel()
+    """(210, 160) uint8 -> (6400,) uint8: screen[35:195:2, ::2], every second row and column of the playing field."""
+    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()       # faster: two bytes are read at once, the first is kept
 
 def prepro(frame):
     """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. Training reads the screen as the emulator's color
     codes, which it gives 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
-    return LIT_RED[crop(frame[:, :, 0])]
+    return LIT_RED[frame[35:195:2, ::2, 0].ravel()]
 
 def difference(codes, previous):
     """This picture minus the one before: what moved. Some 20 of the 6400 pixels are not zero. Only they are kept, since
