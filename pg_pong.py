@@ -53,7 +53,7 @@ LIT_CODE = np.float32(~np.isin(range(256), [0, 228, 34]))
 
 def crop(screen):
     """(210, 160) uint8 -> (6400,) uint8: screen[35:195:2, ::2], every second row and column of the playing field."""
-    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()       # faster: reads two bytes at once, keeps the first
+    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()       # faster: reads pairs, keeps the first
 
 def prepro(frame):
     """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. Training reads the screen as the emulator's color
