@@ -1,4 +1,6 @@
 """The algorithm, to the last constant."""
+from types import SimpleNamespace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -102,3 +104,11 @@ def test_the_game_is_that_of_pong_v0():
     kept = {k: v for k, v in env.spec.kwargs.items() if k != "obs_type"}           # step()'s picture is not looked at
     assert kept == gymnasium.spec("Pong-v0").kwargs
     assert env.get_action_meanings()[2:4] == ["RIGHT", "LEFT"]                     # up and down, in Pong
+
+def test_a_truncated_episode_ends_like_a_terminated_one(episode):
+    """In an emulator's stand-in: the real one truncates only after half an hour."""
+    actions = []
+    game = SimpleNamespace(getScreen=lambda: episode.screens[0],
+                           step=lambda action: (actions.append(action), 0.0, False, len(actions) == 3, {}))
+    game.ale = game
+    assert len(list(pg_pong.play(game, pg_pong.new_run(0).model, np.random.default_rng(0)))) == len(actions) == 3

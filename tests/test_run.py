@@ -107,6 +107,13 @@ def test_bad_flags_are_refused_with_the_usage_and_one_line_and_status_2(trainer,
     assert result.out == "" and not trainer.save.exists()
     assert re.fullmatch("(usage: pg_pong.py [^:]*\npg_pong.py: error|pg_pong.py: there is no save.p;).*\n", result.err)
 
+def test_import_starts_nothing_and_changes_no_signal_handler():
+    code = ("import multiprocessing, signal, threading; now = lambda: [signal.getsignal(n) for n in range(1, 32)]; "
+            "before = now(); import pg_pong; "
+            "print(threading.active_count(), multiprocessing.active_children(), before == now())")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "1 [] True\n" and result.stderr == ""
+
 def test_readme_and_help_name_every_flag_its_default_and_the_commands_that_are_tested(trainer):
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     for command in "requirements.txt && python pg_pong.py", "tests/requirements.txt && pytest":
