@@ -251,7 +251,7 @@ def load(path):
             rest["episode_rewards"] = as_array(rest["episode_rewards"])
             version, run = rest.pop("format"), Run(model=model, **rest)
             if not (version == 1 and all(type(getattr(run, part.name)) is part.type for part in fields(run))
-                    and run.hyperparameters.keys() == HYPERPARAMETERS.keys()
+                    and {*run.hyperparameters} == {*HYPERPARAMETERS} and {*map(type, run.emulator_states)} <= {bytes}
                     and not misfit(run.hyperparameters | {"seed": run.seed}) and math.isfinite(run.steps + run.seconds)
                     and run.episode_rewards.dtype == np.int8 and run.episode_rewards.shape == (run.episode_number,)):
                 raise ValueError("its parts do not fit together")

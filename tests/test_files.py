@@ -245,7 +245,8 @@ def test_contents_that_do_not_fit_are_refused(trainer, capsys, saved):
             (1, "rmsprop_cache", {"W1": np.zeros((200, 6400)), "W2": np.full(200, np.inf)}), (1, "format", 2),
             (1, "episode_number", -2), (1, "episode_number", 20), (1, "episode_number", "2"), (1, "seed", -1),
             (1, "seed", 2**32), (1, "running_reward", None), (1, "steps", 10**400), (1, "seconds", 1),
-            (1, "emulator_states", "abc"), (1, "episode_rewards", np.zeros(2)), (1, "hyperparameters", []),
+            (1, "emulator_states", "abc"), (1, "emulator_states", [np.dtype]),
+            (1, "episode_rewards", np.zeros(2)), (1, "hyperparameters", []),
             *((0, "W2", np.zeros(200, kind)) for kind in ("V8", "S4", "U4", "c8", "i8", "M8[s]", "O", [("a", "f4")])),
             *((1, "hyperparameters", pg_pong.HYPERPARAMETERS | change) for change in (
                 {"gamma": 1.5}, {"momentum": 0.9}, {"batch_size": 10**6}, {"learning_rate": np.inf}))]:
