@@ -49,7 +49,7 @@ def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, refe
 
 def test_a_ctrl_c_at_any_instant_leaves_neither_a_traceback_nor_half_a_file(trainer):
     """From the script's first lines on (Python's own start is not ours), while it imports, starts workers, plays."""
-    for number, instant in enumerate(np.linspace(0, 1.5, 25)):
+    for number, instant in enumerate(np.linspace(0, 1.4, 12)):
         path = trainer.folder / f"{number}.p"
         process = trainer.start("--batch-size", 2, "--workers", 2, "--save", path.name, start_new_session=True)
         status, end = Path(f"/proc/{process.pid}/status"), time.monotonic() + 20

@@ -10,7 +10,7 @@ from PIL import Image
 
 import pg_pong
 
-FLOOR = 2          # it was measured at +6.95 over 800 episodes; the mean of 12 has a standard error of 1.5
+FLOOR = 2          # it was measured at +6.95 over 800 episodes; the mean of 8 has a standard error of 1.9
 
 @pytest.fixture
 def shipped(trainer):
@@ -19,7 +19,7 @@ def shipped(trainer):
     return trainer
 
 def test_the_shipped_agent_beats_the_game(shipped):
-    report = shipped("--eval", 12, "--seed", 1).out
+    report = shipped("--eval", 8, "--seed", 1).out
     assert float(re.search(r"mean score ([+-]\d+\.\d\d)", report)[1]) > FLOOR, report
 
 def test_a_training_begun_beside_the_shipped_agent_keeps_it(shipped):
