@@ -11,7 +11,7 @@ action from a policy. Then make the actions before a point won a bit likelier, t
 """
 import os
 import signal
-if __name__ != "pg_pong" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not when imported
+if __name__ in ("__main__", "__mp_main__") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)           # no traceback for Ctrl-C in the slow imports below
 os.environ.setdefault("OMP_NUM_THREADS", "1")              # too small matrix products for threads to help
 
@@ -201,7 +201,7 @@ def save(run, path, ours):
             os.remove(temporary)
 
 class Call(list):
-    __setstate__ = list.extend                             # a call noted as [name, *arguments, *state set afterwards]
+    __setstate__ = list.append                             # a call noted as [name, *arguments, state set afterwards]
 
 class Unpickler(pickle.Unpickler):
     """A pickle is a program that may call any function. Here it may call those by which numpy pickles arrays, and even
@@ -217,9 +217,9 @@ class Unpickler(pickle.Unpickler):
 def as_array(call):
     """The array of float32, float64 or int8 that a Call describes, in either layout. Raises an exception if none."""
     match call:
-        case ["numpy.core.multiarray._reconstruct", _, _, _, _, shape, [_, kind, _, _, _, endian, *_], fortran, data]:
-            order = "F" if fortran else "C"
-        case ["numpy.core.numeric._frombuffer", data, [_, kind, _, _, _, endian, *_], shape, order]:
+        case ["numpy.core.multiarray._reconstruct", _, _, _, [_, shape, [_, kind, _, _, [_, endian, *_]], order, data]]:
+            order = "F" if order else "C"
+        case ["numpy.core.numeric._frombuffer", data, [_, kind, _, _, [_, endian, *_]], shape, order]:
             pass
         case _:
             raise ValueError("no array where one should be")
@@ -340,7 +340,7 @@ def collect_rollouts(model, tasks, memory, pipes):
             idle = multiprocessing.connection.wait(pipes, 0.2)                # those that have answered, or died
             results = [pipe.recv() for pipe in idle]
         except (EOFError, OSError):
-            raise ChildProcessError("a worker process died (killed? out of memory?)") from None
+            raise KeyboardInterrupt if stop_signals else ChildProcessError("a worker died: out of memory?") from None
         yield from results
         left -= len(results)
 
@@ -445,9 +445,9 @@ def evaluate(path, count, workers, seed):
         scores.append(score)
         if sys.stdout.isatty():
             show(f"{len(scores)} of {count} episodes, mean score {np.mean(scores):+.2f}", live=True)
-    mean, margin = np.mean(scores), (1.96 * np.std(scores, ddof=1) / count**0.5 if count > 1 else math.inf)
-    show(f"{path} at episode {run.episode_number}, {count} episodes with seed {seed}: mean score {mean:+.2f} "
-         f"(95% interval {mean - margin:+.2f} to {mean + margin:+.2f}), {np.mean(np.array(scores) > 0):.1%} won")
+    mean, half = np.mean(scores), (1.96 * np.std(scores, ddof=1) / count**0.5 if count > 1 else math.inf)
+    show(f"{path} at episode {run.episode_number}, {count} episodes with seed {seed}: mean score {mean:+.2f} ("
+         f"95% interval {mean - half:+.2f} to {mean + half:+.2f}), {np.greater(scores, 0).mean():.1%} won", must=True)
 
 def plot(path, picture):
     """Draw the run at path: the score of every episode, and the weights of its most influential neurons."""
@@ -489,14 +489,14 @@ def misfit(values):
         if name in values and not (type(values[name]) is kind and low <= values[name] <= high):
             return f"argument --{name.replace('_', '-')}: {values[name]} is not from {low} to {high}"
 
-def show(line, live=False):
-    """Print a line. On a terminal the next one takes the place of a live one."""
+def show(line, live=False, must=False):
+    """Print a line. On a terminal the next one takes the place of a live one. must: not to print it is an error."""
     if sys.stdout.isatty():
         line = "\r\x1b[K" + (line[:os.get_terminal_size().columns - 1] if live else line)
     try:
         print(line, end="" if live and sys.stdout.isatty() else "\n", flush=True)
     except OSError as problem:
-        if isinstance(problem, BrokenPipeError):           # nobody reads any more. A full disk is no reason to end
+        if must or isinstance(problem, BrokenPipeError):   # nobody reads any more. A full disk ends no training
             sys.stdout = open(os.devnull, "w")
             raise
 
@@ -505,9 +505,9 @@ def complain(message):
     with contextlib.suppress(OSError):
         print("\r\x1b[K" * sys.stderr.isatty() + f"pg_pong.py: {message}", file=sys.stderr, flush=True)
 
-def fail(message):
+def fail(message, status=2):
     complain(message)
-    sys.exit(2)
+    sys.exit(status)
 
 def main():
     """Read the command line and do what it says. Returns the exit status."""
@@ -534,8 +534,8 @@ def main():
     if "plot" in given:
         return plot(path, given["plot"])
     path = os.path.realpath(path) if os.path.islink(path) else path    # a link stays a link
-    if os.path.isdir(path or "."):
-        fail(f"{path or '.'} is a folder; choose a file with --save")
+    if os.path.exists(path or ".") and not os.path.isfile(path):       # a folder, or a device such as /dev/null
+        fail(f"{path or '.'} is no regular file; choose one with --save")
     with lock(path):
         run = load(path) if "resume" in given else new_run(seed)
         ours = run.episode_number > 0                      # not so with the weights of another script
@@ -553,7 +553,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:                              # during --eval; the training ends by itself
-        sys.exit(130)
+        fail("stopped", 130)
     except OSError as problem:
         fail(problem)
     except ModuleNotFoundError as problem:

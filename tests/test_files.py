@@ -47,7 +47,7 @@ def test_if_one_process_dies_all_end_within_seconds_and_what_can_be_saved_is(tra
         time.sleep(0.05)
     if victim == "a worker":
         assert process.returncode == 1 and process.stderr.read() == (
-            "pg_pong.py: training ended: a worker process died (killed? out of memory?); save.p holds the run up to "
+            "pg_pong.py: training ended: a worker died: out of memory?; save.p holds the run up to "
             f"episode {trainer.load()[1]['episode_number']}; go on with --resume\n")
 
 OFTEN = "import pg_pong, sys; pg_pong.SAVE_EVERY = 2; sys.exit(pg_pong.main())"
@@ -84,8 +84,12 @@ def test_places_that_may_not_be_read_or_written_are_refused(trainer, saved):
         assert result.out == "" and trainer.save.read_bytes() == saved
         assert re.fullmatch(r"pg_pong.py: \[Errno 13\] Permission denied: 'save.p(.lock)?'\n", result.err), result.err
     trainer.save.unlink()
-    trainer.save.mkdir()
-    assert trainer(*SHORT, status=2).err == "pg_pong.py: save.p is a folder; choose a file with --save\n"
+    for make in os.mkdir, os.mkfifo:                       # what a device such as /dev/null is to root
+        make(trainer.folder / make.__name__)
+        assert trainer("--save", make.__name__, *SHORT, status=2).err == (
+            f"pg_pong.py: {make.__name__} is no regular file; choose one with --save\n")
+    assert sorted(os.listdir(trainer.folder)) == ["mkdir", "mkfifo", "save.p.lock"]
+    assert (trainer.folder / "mkfifo").is_fifo()
 
 def test_two_trainers_on_one_file_a_lock_left_behind_and_a_link_that_stays_one(trainer):
     real = trainer.folder / "real.p"
@@ -237,6 +241,12 @@ def test_numpys_own_functions_follow_a_pointer_from_the_file_but_load_does_not(t
     assert "an array of 'O8'" in trainer("--resume", status=2).err
     usual = subprocess.run([sys.executable, "-c", USUAL, trainer.save], capture_output=True)
     assert usual.returncode < 0 and b"Error" not in usual.stderr       # a crash
+
+def test_a_small_file_cannot_fill_the_memory(trainer):
+    trainer.save.write_bytes(b"\x80\x04cnumpy\nndarray\n)Rq\x00" + b"h\x00b" * 40 + b".")   # "append it to itself"
+    limit = 4 << 30, 4 << 30
+    result = trainer("--resume", status=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))
+    assert "save.p is damaged" in result.err and "Memory" not in result.err
 
 def test_contents_that_do_not_fit_are_refused(trainer, capsys, saved):
     for part, key, value in [

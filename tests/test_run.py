@@ -110,6 +110,8 @@ def test_bad_flags_are_refused_with_the_usage_and_one_line_and_status_2(trainer,
 def test_import_starts_nothing_and_changes_no_signal_handler():
     code = ("import multiprocessing, signal, threading; now = lambda: [signal.getsignal(n) for n in range(1, 32)]; "
             "before = now(); import pg_pong; "
+            "import importlib.util as u; other = u.spec_from_file_location('other', pg_pong.__file__); "
+            "other.loader.exec_module(u.module_from_spec(other)); "
             "print(threading.active_count(), multiprocessing.active_children(), before == now())")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "1 [] True\n" and result.stderr == ""

@@ -146,14 +146,19 @@ def test_eval_gives_the_same_score_twice_and_with_any_number_of_workers(played):
     assert mean == pytest.approx(np.mean(scores), abs=0.005) and won == 0
     assert (high - low) / 2 == pytest.approx(1.96 * np.std(scores, ddof=1) / 2, abs=0.01)
 
-def test_ctrl_c_ends_an_evaluation_without_a_word(played):
-    process = played.start("--eval", "5000", "--workers", 1)
-    while not children(process.pid):
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
-    assert process.returncode == 130 and out == err == ""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_ends_an_evaluation(played, terminals, number):
+    terminal = terminals(played.folder, "--eval", 5000)
+    terminal.read("2 of 5000")
+    time.sleep(0.5)                                        # until it waits for the workers
+    os.killpg(terminal.process.pid, number)                # SIGTERM ends the workers too, which are not to be blamed
+    assert re.search(r"\r\x1b\[Kpg_pong.py: stopped\r\n$", terminal.read()) and terminal.process.returncode == 130
+
+def test_an_evaluation_whose_result_cannot_be_written_has_failed(played):
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen([sys.executable, ROOT / "pg_pong.py", "--eval", "1"], cwd=played.folder, text=True,
+                                   stdout=full, stderr=subprocess.PIPE)
+        assert "No space left" in process.communicate(timeout=60)[1] and process.returncode == 2
 
 # ---- the picture
 
