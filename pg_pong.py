@@ -12,8 +12,8 @@ action from a policy. Then make the actions before a point won a bit likelier, t
 import os
 import signal
 if __name__ in ("__main__", "__mp_main__") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)           # no traceback for Ctrl-C in the slow imports below
-os.environ.setdefault("OMP_NUM_THREADS", "1")              # too small matrix products for threads to help
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # run, also as a worker: no traceback for Ctrl-C in imports
+os.environ.setdefault("OMP_NUM_THREADS", "1")              # the matrix products are too small for threads
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ from datetime import timedelta
 import ale_py
 import gymnasium
 import numpy as np
-np.seterr(all="ignore")      # learn_from_batch checks that the weights are finite
+np.seterr(all="ignore")      # no warnings: learn_from_batch checks that the weights are finite
 
 # hyperparameters, as in the script that the post links to, but for its learning rate of 1e-4. The post does not state a
 # rate, only a result: even with the opponent after some 8,000 episodes. 1e-3 gets there, 1e-4 does not come near it
@@ -53,17 +53,17 @@ LIT_CODE = np.float32(~np.isin(range(256), [0, 228, 34]))
 
 def crop(screen):
     """(210, 160) uint8 -> (6400,) uint8: screen[35:195:2, ::2], every second row and column of the playing field."""
-    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()       # faster: reads pairs, keeps the first
+    return screen.view("<u2")[35:195:2].astype(np.uint8).ravel()       # faster: pairs of bytes, cut to the first
 
 def prepro(frame):
     """(210, 160, 3) uint8 RGB frame -> (6400,) float32 of 0 and 1. Training reads the screen as the emulator's color
-    codes, which it gives 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
+    codes, which come 20 times faster than RGB: LIT_CODE[crop(screen)] is the same picture."""
     return LIT_RED[frame[35:195:2, ::2, 0].ravel()]
 
 def difference(codes, previous):
     """This picture minus the one before: what moved. Some 20 of the 6400 pixels are not zero. Only they are kept, since
     zeros add nothing to a sum: returns (their indices, their values, as float32)."""
-    changed, = (codes != previous).nonzero()
+    changed, = (codes != previous).nonzero()               # a tuple of one; below, a.take(i) is a faster a[i]
     return changed, LIT_CODE.take(codes.take(changed)) - LIT_CODE.take(previous.take(changed))
 
 # ---- policy: W1 (200, 6400) and W2 (200,), no biases. W1 is stored by columns: a pixel's 200 weights lie together
@@ -76,7 +76,7 @@ def new_model(rng):
 def policy_forward(model, x):
     """Difference frame x -> probability of UP, hidden layer h (200,) float32."""
     pixels, values = x
-    h = values.dot(model["W1"].T.take(pixels, axis=0))     # h = W1 x
+    h = values.dot(model["W1"].T.take(pixels, axis=0))     # h = W1 x, only the columns of moved pixels
     np.maximum(h, 0, out=h)                                # relu
     logit = model["W2"].dot(h)
     return 0.5 + 0.5 * math.tanh(0.5 * logit), h           # the sigmoid 1 / (1 + exp(-logit)), but cannot overflow
@@ -86,7 +86,7 @@ def policy_backward(model, xs, hs, dlogits, gradient):
     xs: the difference frames of an episode's T steps, hs (T, 200), dlogits (T,), float32."""
     gradient["W2"][:] = dlogits @ hs                       # dW2 = sum_t dlogit h
     dhs = np.outer(dlogits, model["W2"]) * (hs > 0)        # dh = dlogit W2, where the relu let it through
-    gradient["W1"][:] = 0                                  # dW1 = sum_t dh x^T, for 32 steps at a time
+    gradient["W1"][:] = 0                                  # dW1 = sum_t dh x^T, 32 steps at a time: fits the cache
     for t in range(0, len(xs), 32):
         x = np.zeros((len(xs[t:t + 32]), D), np.float32)
         for row, (pixels, values) in zip(x, xs[t:t + 32]):
@@ -105,15 +105,15 @@ def discount_rewards(rewards, gamma):
     return returns
 
 def standardize(returns):
-    """Mean 0, standard deviation 1; all 0 if the returns are all equal and so have nothing to teach."""
+    """Mean 0, standard deviation 1; all 0 if the returns are all equal (max - min, ptp, is 0): nothing to teach."""
     return (returns - returns.mean()) / (returns.std() if np.ptp(returns) > 0 else 1)
 
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong-v0's game: an action lasts 2 to 4 frames, in each the action before it is repeated with probability 0.25."""
+    """Pong-v0's game: an action lasts 2 to 4 frames; in each, the previous one goes on with probability 0.25."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped
+    return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped   # 2 to 4; ram: unread
 
 def begin_episode(env, rng, state=None):
     """Start a game. rng draws actions (in play) and frame skips. The repeats come from a random stream in the emulator,
@@ -121,8 +121,8 @@ def begin_episode(env, rng, state=None):
     if state is None:
         env.reset(seed=int(rng.integers(2**31)))
     else:
-        env.ale.restoreState(ale_py.ALEState(state))
-        env.reset()
+        env.ale.restoreState(ale_py.ALEState(state))       # for its random stream alone: seeding takes 90 ms
+        env.reset()                                        # a new game, which leaves the stream as it is
     env.np_random = rng                                    # gymnasium draws the frame skips from it
 
 def play(env, model, rng):
@@ -141,7 +141,7 @@ def learn_from_episode(env, model, rng, gamma, gradient):
     """Play an episode and write its policy gradient into gradient. Returns the rewards of its steps."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     advantages = standardize(discount_rewards(rewards, gamma))
-    # the heart of it: take the action that was sampled for the right one, the label. Then label - p is
+    # the heart of it: pretend that the sampled action was the right one, the label. Then label - p is
     # d log p(action) / d logit: a step along it makes the action likelier. Times the advantage, it makes an action
     # likelier if it did better than the episode's average, and less likely if it did worse
     labels = np.array(ups, float)                          # 1 for UP, 0 for DOWN
@@ -164,7 +164,7 @@ class Run:
     hyperparameters: dict
     seed: int
     model: dict                          # W1, W2
-    rmsprop_cache: dict                  # likewise
+    rmsprop_cache: dict                  # of W1 and W2: running means of squared gradients
     episode_number: int = 0
     running_reward: float = None         # running mean of the scores
     episode_rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))   # the score of each episode
@@ -190,8 +190,8 @@ def save(run, path, ours):
         if os.path.exists(path) and not ours:
             kept = next(name for name in (f"{path}.{n}" for n in itertools.count(1)) if not os.path.lexists(name))
             try:
-                os.link(path, kept)                        # a second name, so that path is never without a file
-            except OSError:                                # a disk without second names
+                os.link(path, kept)                        # a hard link, so that path is never without a file
+            except OSError:                                # a disk without hard links
                 os.rename(path, kept)
         os.replace(temporary, path)
         return True
@@ -201,7 +201,7 @@ def save(run, path, ours):
             os.remove(temporary)
 
 class Call(list):
-    __setstate__ = list.append                             # a call noted as [name, *arguments, state set afterwards]
+    __setstate__ = list.append       # pickle calls it with an object's state. So: [name, *arguments, state]
 
 class Unpickler(pickle.Unpickler):
     """A pickle is a program that may call any function. Here it may call those by which numpy pickles arrays, and even
@@ -215,12 +215,12 @@ class Unpickler(pickle.Unpickler):
         return lambda *arguments: Call([name, *arguments])
 
 def as_array(call):
-    """The array of float32, float64 or int8 that a Call describes, in either layout. Raises an exception if none."""
+    """The array of float32, float64 or int8 that a Call describes, by rows or columns. Raises an exception if none."""
     match call:
         case ["numpy.core.multiarray._reconstruct", _, _, _, [_, shape, [_, kind, _, _, [_, endian, *_]], order, data]]:
             order = "F" if order else "C"
         case ["numpy.core.numeric._frombuffer", data, [_, kind, _, _, [_, endian, *_]], shape, order]:
-            pass
+            pass                                           # protocol 5; the case above: protocols 0 to 4
         case _:
             raise ValueError("no array where one should be")
     if endian + kind not in ("<f4", "<f8", ">f4", ">f8", "|i1"):
@@ -237,14 +237,14 @@ def as_weights(found):
     return weights
 
 def load(path):
-    """Read a run, or begin one with the weights in a file of the linked script. As it may come from anybody, nothing in
-    it is executed, and the script ends with one line if it is no good. Raises OSError if it cannot be opened."""
+    """Read a run, or begin one with the weights in a file of the linked script. As files may come from anybody, nothing
+    in one is executed, and the script ends with one line if it is no good. Raises OSError if it cannot be opened."""
     if not os.path.exists(path):
         fail(f"there is no {path}; a run without --resume makes it, every {SAVE_EVERY} episodes and on Ctrl-C")
     with open(path, "rb") as f:
         try:
-            model = as_weights(Unpickler(f, encoding="latin1").load())
-            if not f.peek(1):
+            model = as_weights(Unpickler(f, encoding="latin1").load())         # latin1: for the files of Python 2
+            if not f.peek(1):                              # no second pickle: a file of the linked script
                 return new_run(0, model)
             rest = Unpickler(f).load()
             rest["rmsprop_cache"] = as_weights(rest["rmsprop_cache"])
@@ -260,7 +260,7 @@ def load(path):
             fail(f"{path} is damaged or no run of this script ({str(problem) or problem!a:.200}); it was left as it is")
 
 def lock(path):
-    """Keep others from training on path until this process ends, however it ends. The file stays, and does no harm."""
+    """Keep others from training on path until this process ends, however it ends. The .lock file stays, harmless."""
     f = open(path + ".lock", "a")
     try:
         if os.name == "nt":
@@ -291,11 +291,11 @@ def as_models(memory):
             for flat in np.frombuffer(memory, np.float32).reshape(-1, D * H + H)]
 
 def start_workers(count, gradients=0, gamma=None):
-    """Start processes that play. Returns the memory that they share with us, and a pipe to each."""
+    """Start count processes that play. Returns memory shared with them, for that many gradients, and a pipe to each."""
     memory, pipes = PROCESSES.RawArray("f", (1 + gradients) * (D * H + H)), []
     for _ in range(count):
         pipe, far_end = PROCESSES.Pipe()
-        PROCESSES.Process(target=work, args=(far_end, pipe, memory, gamma), daemon=True).start()
+        PROCESSES.Process(target=work, args=(far_end, pipe, memory, gamma), daemon=True).start()   # its end first
         far_end.close()                                    # each side closes the other end: a pipe breaks if one dies
         pipes.append(pipe)
     note_stop_signals()
@@ -332,8 +332,8 @@ def collect_rollouts(model, tasks, memory, pipes):
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):                 # Windows' terminal, or one that is gone
             if (sys.stdin.isatty() and select.select([0], [], [], 0)[0] and os.tcgetpgrp(0) == os.getpgrp()
-                    and os.read(0, 100).strip() == b"r"):  # reading while in the background would stop us
-                toggle_window(memory)
+                    and os.read(0, 100).strip() == b"r"):  # a read in the background would stop us
+                toggle_window(memory)                      # for r and Enter
         try:
             for pipe, task in zip(idle, tasks):            # idle first: zip must not take a task too many
                 pipe.send(task)
@@ -347,7 +347,7 @@ def collect_rollouts(model, tasks, memory, pipes):
 # ---- training
 
 def running_means(scores, before=None):
-    """The running mean after each episode. It begins with the first score, or goes on from before, put in front."""
+    """The running mean after each episode. It begins with the first score, or goes on from before, listed first."""
     return list(itertools.accumulate(map(float, scores), lambda mean, x: 0.99 * mean + 0.01 * x, initial=before))
 
 def learn_from_batch(run, memory, pipes):
@@ -356,7 +356,7 @@ def learn_from_batch(run, memory, pipes):
     begun, settings, gradients = time.monotonic(), run.hyperparameters, as_models(memory)[1:]
     states = run.emulator_states + [None] * len(gradients)             # None: a place without an episode so far
     tasks = [(n, [run.seed, run.episode_number + 1 + n], states[n]) for n in range(len(gradients))]
-    _, scores, steps, states = zip(*sorted(collect_rollouts(run.model, tasks, memory, pipes)))
+    _, scores, steps, states = zip(*sorted(collect_rollouts(run.model, tasks, memory, pipes)))         # by place
     gradient = {k: sum(g[k] for g in gradients) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, settings["learning_rate"], settings["decay_rate"])
     if not all(np.isfinite(w).all() for w in [*model.values(), *cache.values()]):
@@ -368,7 +368,7 @@ def learn_from_batch(run, memory, pipes):
 
 def train(run, path, ours, episodes, workers, render):
     """Train until there are that many episodes or a stop signal comes. ours: whether the file at path is this run's."""
-    first, saved, began, error = run, run, time.monotonic(), ""
+    first, saved, began, error = run, run, time.monotonic(), ""        # the run at the start, as last saved
     size = run.hyperparameters["batch_size"]
     memory, pipes = start_workers(min(workers, size), size, run.hyperparameters["gamma"])
     if render:
@@ -399,7 +399,7 @@ def train(run, path, ours, episodes, workers, render):
 def show_games(path, memory=None):
     """Show one game after another until a stop signal comes, in a window or else in the terminal: each with the newest
     weights at path or, in a process beside the trainer, with those in its memory, as long as it lives."""
-    trainer = multiprocessing.parent_process()
+    trainer = multiprocessing.parent_process()             # None with --watch
     window = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if not window and (trainer or not sys.stdout.isatty()):
         fail("there is no display for a window; --watch in a terminal shows games there")
@@ -456,7 +456,7 @@ def plot(path, picture):
     if os.path.splitext(picture)[1][1:].lower() not in figure.canvas.get_supported_filetypes():
         fail(f"cannot draw {picture}; choose a name that ends in .png or .svg")
     W1, W2 = run.model["W1"], run.model["W2"]
-    strongest = np.argsort(-np.linalg.norm(W1, axis=1) * np.abs(W2))[:20]
+    strongest = np.argsort(-np.linalg.norm(W1, axis=1) * np.abs(W2))[:20]            # by size of weights in x out
     limit, episodes = np.percentile(np.abs(W1[strongest]), 99.8), range(1, run.episode_number + 1)
     title = f"{run.episode_number} episodes, {run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} hours"
     curve = figure.add_subplot(6, 10, (1, 40), xlabel="episode", ylabel="score", title=title, ylim=(-21.5, 21.5))
@@ -490,7 +490,7 @@ def misfit(values):
             return f"argument --{name.replace('_', '-')}: {values[name]} is not from {low} to {high}"
 
 def show(line, live=False, must=False):
-    """Print a line. On a terminal the next one takes the place of a live one. must: not to print it is an error."""
+    """Print a line. On a terminal the next one takes the place of a live one. must: a full disk is an error."""
     if sys.stdout.isatty():
         line = "\r\x1b[K" + (line[:os.get_terminal_size().columns - 1] if live else line)
     try:
@@ -519,7 +519,7 @@ def main():
     parser.add_argument("--save", metavar="PATH", default="save.p", help="where the run is saved (default: save.p)")
     for name, (kind, _, _, meaning) in NUMBERS.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, help=meaning, metavar="N" if kind is int else "X")
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_args())                      # SUPPRESS: only flags that were given, and save
     if problem := misfit(given):
         parser.error(problem)
     for command, others in {"watch": {"save"}, "plot": {"save"}, "eval": {"save", "seed", "workers"}}.items():
