@@ -80,8 +80,8 @@ def test_watching_needs_a_run_and_a_terminal_or_a_display_that_lives(trainer, pl
     assert result.err.count("\n") == 1 and "cannot open a window" in result.err and result.out == ""
 
 def test_r_and_enter_open_and_close_the_window(trainer, terminals):
-    terminal = terminals(trainer.folder, "--workers", 1, env=DUMMY)
-    terminal.read("episode 10 ")
+    terminal = terminals(trainer.folder, "--batch-size", 2, "--workers", 1, env=DUMMY)
+    terminal.read("episode 2 ")
     for expected in [2, 1] * 2:                                        # the worker, and the window or not
         os.write(terminal.ours, b"r\n")
         end = time.monotonic() + 20
@@ -132,19 +132,19 @@ def test_each_game_is_played_with_the_newest_save(tmp_path, monkeypatch):
 
 def test_eval_gives_the_same_score_twice_and_with_any_number_of_workers(played):
     before = played.save.read_bytes()
-    results = [played("--eval", 4, "--workers", n, "--seed", 3) for n in (1, 2)]
-    assert results[0].out == results[1].out != played("--eval", 4, "--seed", 4).out
+    results = [played("--eval", 3, "--workers", n, "--seed", 3) for n in (1, 2)]
+    assert results[0].out == results[1].out != played("--eval", 3, "--seed", 4).out
     assert results[0].err == "" and played.save.read_bytes() == before
     assert "95% interval -inf to +inf" in played("--eval", 1).out
     mean, low, high, won = map(float, re.fullmatch(
-        r"save.p at episode 4, 4 episodes with seed 3: mean score (-\d+\.\d\d) "
+        r"save.p at episode 4, 3 episodes with seed 3: mean score (-\d+\.\d\d) "
         r"\(95% interval (-\d+\.\d\d) to (-\d+\.\d\d)\), (\d+\.\d)% won\n", results[0].out).groups())
-    rng, scores, env = [np.random.default_rng([3, n, 1]) for n in range(4)], [], pg_pong.make_env()
+    rng, scores, env = [np.random.default_rng([3, n, 1]) for n in range(3)], [], pg_pong.make_env()
     for chance in rng:                                                 # the same episodes, played here
         pg_pong.begin_episode(env, chance)
         scores.append(sum(step[-1] for step in pg_pong.play(env, played.load()[0], chance)))
     assert mean == pytest.approx(np.mean(scores), abs=0.005) and won == 0
-    assert (high - low) / 2 == pytest.approx(1.96 * np.std(scores, ddof=1) / 2, abs=0.01)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(scores, ddof=1) / 3**0.5, abs=0.01)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_ends_an_evaluation(played, terminals, number):
