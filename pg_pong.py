@@ -12,7 +12,7 @@ action from a policy. Then make the actions before a point won a bit likelier, t
 import os
 import signal
 if __name__ in ("__main__", "__mp_main__") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)           # run, also as a worker: no traceback for Ctrl-C in imports
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # when run, not imported: Ctrl-C leaves no traceback
 os.environ.setdefault("OMP_NUM_THREADS", "1")              # the matrix products are too small for threads
 
 import argparse
@@ -111,7 +111,7 @@ def standardize(returns):
 # ---- one episode
 
 def make_env(**kwargs):
-    """Pong-v0's game: an action lasts 2 to 4 frames; in each, the previous one goes on with probability 0.25."""
+    """Pong-v0, but no end at 10,000 steps. Actions last 2 to 4 frames; in each, the one before may go on (p = 0.25)."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="ram", **kwargs).unwrapped   # 2 to 4; ram: unread
 
@@ -218,7 +218,7 @@ def as_array(call):
     """The array of float32, float64 or int8 that a Call describes, by rows or columns. Raises an exception if none."""
     match call:
         case ["numpy.core.multiarray._reconstruct", _, _, _, [_, shape, [_, kind, _, _, [_, endian, *_]], order, data]]:
-            order = "F" if order else "C"
+            order = "F" if order else "C"                  # the fields: see __reduce__() of an array and of a dtype
         case ["numpy.core.numeric._frombuffer", data, [_, kind, _, _, [_, endian, *_]], shape, order]:
             pass                                           # protocol 5; the case above: protocols 0 to 4
         case _:
@@ -294,17 +294,17 @@ def start_workers(count, gradients=0, gamma=None):
     """Start count processes that play. Returns memory shared with them, for that many gradients, and a pipe to each."""
     memory, pipes = PROCESSES.RawArray("f", (1 + gradients) * (D * H + H)), []
     for _ in range(count):
-        pipe, far_end = PROCESSES.Pipe()
-        PROCESSES.Process(target=work, args=(far_end, pipe, memory, gamma), daemon=True).start()   # its end first
-        far_end.close()                                    # each side closes the other end: a pipe breaks if one dies
-        pipes.append(pipe)
+        ours, theirs = PROCESSES.Pipe()
+        PROCESSES.Process(target=work, args=(theirs, ours, memory, gamma), daemon=True).start()
+        theirs.close()                                     # each side closes the other end: a pipe breaks if one dies
+        pipes.append(ours)
     note_stop_signals()
     return memory, pipes
 
-def work(pipe, far_end, memory, gamma):
+def work(pipe, trainers_end, memory, gamma):
     """Worker process: plays the episodes that come through the pipe. If gamma is given, it computes their gradients."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)           # Ctrl-C reaches all processes, but is for the trainer
-    far_end.close()
+    trainers_end.close()
     gc.disable()                                           # there are no reference cycles, and the search costs 2%
     model, *gradients = as_models(memory)
     env = make_env()
@@ -401,8 +401,8 @@ def show_games(path, memory=None):
     weights at path or, in a process beside the trainer, with those in its memory, as long as it lives."""
     trainer = multiprocessing.parent_process()             # None with --watch
     window = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not window and (trainer or not sys.stdout.isatty()):
-        fail("there is no display for a window; --watch in a terminal shows games there")
+    if not window and (trainer or not sys.stdout.isatty() or "utf" not in sys.stdout.encoding.lower()):
+        fail("there is no display for a window; --watch in a terminal with UTF-8 shows games there")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")      # no sound, and no complaints where there is none
     if sys.platform == "linux":                            # else SDL falls back to a window that nobody sees
         os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11" if os.environ.get("WAYLAND_DISPLAY") else "x11")
@@ -539,15 +539,15 @@ def main():
     with lock(path):
         run = load(path) if "resume" in given else new_run(seed)
         ours = run.episode_number > 0                      # not so with the weights of another script
-        settings = run.hyperparameters | {name: given[name] for name in HYPERPARAMETERS if name in given}
-        run = replace(run, hyperparameters=settings, seed=given.get("seed", run.seed))
-        show(f"Learning Pong from episode {run.episode_number} on: seed {run.seed}, workers {workers}\n"
-             + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+        used = run.hyperparameters | {name: given[name] for name in HYPERPARAMETERS if name in given}
+        run = replace(run, hyperparameters=used, seed=given.get("seed", run.seed))
+        show(f"Learning Pong from episode {run.episode_number} on: seed {run.seed}, workers "
+             f"{min(workers, used['batch_size'])}\n" + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in used.items())
              + f"\n{path} is saved every {SAVE_EVERY} episodes and on Ctrl-C"
              + f"; the file that is there is kept as {path}.N" * (not ours and os.path.exists(path)))
         return train(run, path, ours, given.get("episodes", math.inf), workers, "render" in given)
 
-if __name__ == "__main__":
+if __name__ == "__main__":                                 # below: a stream is None if it was closed, as by >&-
     sys.stdin, sys.stdout, sys.stderr = (s or open(os.devnull, "r+") for s in (sys.stdin, sys.stdout, sys.stderr))
     sys.stdout.reconfigure(errors="backslashreplace")      # for paths that the terminal's encoding cannot show
     try:

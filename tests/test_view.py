@@ -69,8 +69,9 @@ def test_a_window_does_not_change_the_training(trainer, played):
     assert same(trainer.load(), played.load())
 
 def test_render_without_a_display_points_to_watch_and_trains(trainer):
-    result = trainer(*SHORT, "--render", env=HEADLESS)
-    assert "pg_pong.py: there is no display for a window; --watch in a terminal shows games there\n" in result.err
+    result = trainer(*SHORT, "--render", "--workers", 9, env=HEADLESS)
+    assert "workers 2\n" in result.out                     # one for each episode of a batch
+    assert "there is no display for a window; --watch in a terminal with UTF-8 shows games there\n" in result.err
     assert trainer.load()[1]["episode_number"] == 2
 
 def test_watching_needs_a_run_and_a_terminal_or_a_display_that_lives(trainer, played):
@@ -92,6 +93,10 @@ def test_r_and_enter_open_and_close_the_window(trainer, terminals):
     assert "save.p holds the run up to episode" in terminal.read() and terminal.process.returncode == 0
 
 # ---- the terminal
+
+def test_a_terminal_that_cannot_show_the_dots_is_refused(played, terminals):
+    terminal = terminals(played.folder, "--watch", env=HEADLESS | {"PYTHONIOENCODING": "latin1"})
+    assert "a terminal with UTF-8" in terminal.read() and terminal.process.returncode == 2
 
 def test_the_terminal_view_is_what_prepro_makes_of_the_screen(episode):
     places = (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)        # of Unicode's dots 1 to 8
