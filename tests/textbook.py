@@ -38,37 +38,39 @@ def backward(W1, W2, X, Hs, dlogits):
     dH[Hs <= 0] = 0
     return np.dot(dH.T, X), dW2
 
-def play(env, frame, W1, W2, rng):
-    """One episode from its first frame on -> X, Hs, ps, ups, rewards."""
-    X, Hs, ps, ups, rewards, previous, over = [], [], [], [], [], None, False
+def step(env, action, held, rng):
+    """An action for 2 to 4 frames; a frame keeps the action held so far with probability 0.25. -> frame, reward, over,
+    the action held."""
+    reward = 0
+    for _ in range(rng.integers(2, 5)):
+        held = held if rng.random() < 0.25 else action
+        frame, points, terminated, truncated, _ = env.step(held)
+        reward += points
+    return frame, reward, terminated or truncated, held
+
+def play(env, W1, W2, rng):
+    """One episode -> X, Hs, ps, ups, rewards."""
+    X, Hs, ps, ups, rewards, previous, over, held = [], [], [], [], [], None, False, 0
+    frame, _ = env.reset()
     while not over:
         now = picture(frame)
         x = now - previous if previous is not None else np.zeros(6400)
         previous = now
         p, h = forward(W1, W2, x)
         up = rng.random() < p
-        frame, reward, terminated, truncated, _ = env.step(2 if up else 3)
-        over = terminated or truncated
+        frame, reward, over, held = step(env, 2 if up else 3, held, rng)
         X.append(x), Hs.append(h), ps.append(p), ups.append(up), rewards.append(reward)
     return np.array(X), np.array(Hs), np.array(ps), np.array(ups), rewards
 
 def train(W1, W2, seed, batch_size, learning_rate, gamma, decay_rate):
     """Yields W1, W2, their mean squared gradients, and the rewards of each episode, after one batch and the next."""
-    env = gymnasium.make("ALE/Pong-v5", frameskip=(2, 5), obs_type="rgb").unwrapped
-    C1, C2, episode, emulators = np.zeros((200, 6400)), np.zeros(200), 0, {}
+    env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, obs_type="rgb").unwrapped
+    C1, C2, episode = np.zeros((200, 6400)), np.zeros(200), 0
     while True:
         G1, G2, batch = np.zeros((200, 6400)), np.zeros(200), []
-        for place in range(batch_size):
+        for _ in range(batch_size):
             episode += 1
-            rng = np.random.default_rng([seed, episode])
-            if place in emulators:                         # the one that has played this place's last episode
-                env.ale.restoreState(emulators[place])
-                frame, _ = env.reset()
-            else:
-                frame, _ = env.reset(seed=int(rng.integers(2**31)))
-            env.np_random = rng                            # for the frame skips
-            X, Hs, ps, ups, rewards = play(env, frame, W1, W2, rng)
-            emulators[place] = env.ale.cloneState(include_rng=True)
+            X, Hs, ps, ups, rewards = play(env, W1, W2, np.random.default_rng([seed, episode]))
             labels = np.where(ups, 1.0, 0.0)
             dW1, dW2 = backward(W1, W2, X, Hs, (labels - ps) * returns(rewards, gamma))
             G1, G2 = G1 + dW1, G2 + dW2
