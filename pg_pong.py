@@ -9,14 +9,14 @@
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions before a point won more
 likely, and those before a point lost less likely. What differs from the script it links to:
-1. The learning rate is 1e-3, not 1e-4. The post states only its result, which 1e-3 reproduces.
-2. The game is the Pong-v0 of 2016 on today's emulator, without its end after 10,000 steps.
-3. An episode is a function of weights, seed and number: processes share them, and resume exactly.
+1. The learning rate is 1e-3, not 1e-4. The post states none, but 1e-3 reproduces its result.
+2. The game is Pong-v0 of 2016 on today's emulator, but ends after 108,000 frames, not 10,000 steps.
+3. An episode is a function of weights, seed and number: any process can play it, at any time.
 4. save.p holds the whole run, and the weights are float32.
 """
 import argparse
 import itertools
-import multiprocessing
+import multiprocessing as mp
 import os
 import pickle
 import pickletools
@@ -42,13 +42,10 @@ SETTINGS = {
 }
 D, H = 80 * 80, 200          # the network: input pixels, hidden neurons
 SAVE_EVERY = 100             # episodes
-
 NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right is up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
-
-# 0 for the background, 1 for paddles and ball. The background has the color codes 0, 34 and 228 or,
-# in RGB, the red values 0, 109 and 144. Nothing else in the picture has one of these numbers.
+# 1 for paddles and ball, 0 for the background: color codes 0, 34, 228, red values 0, 109, 144
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
@@ -70,12 +67,11 @@ def policy_forward(model, x):
     h = model["W1"][:, moved] @ x[moved]    # h = W1 @ x is the same, but 170 times slower
     h = np.maximum(h, 0)                    # relu
     logit = np.float64(model["W2"] @ h)
-    with np.errstate(over="ignore"):        # if exp overflows, 1 / inf is the right 0
-        p = 1 / (1 + np.exp(-logit))        # sigmoid
+    p = 1 / (1 + np.exp(-logit))            # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
-    """Gradient of sum_t dlogits[t] * logit[t], by the chain rule, backwards through the above.
+    """The gradient by the weights from dlogits, that by the logits: backwards through the above.
     xs (T, 6400), hs (T, 200), dlogits (T,): of the T steps of an episode."""
     dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
@@ -105,8 +101,8 @@ def make_env(**options):
     return env.unwrapped
 
 def step(env, action, held, rng):
-    """Take an action for 2 to 4 frames. Sticky actions: with probability 0.25 a frame repeats the
-    action of the frame before, the held one. Returns the reward and the action held now."""
+    """As in Pong-v0, an action lasts 2 to 4 frames. Sticky actions: with probability 0.25 a frame
+    repeats the action before, which is held. Returns the reward and the action held now."""
     reward = 0
     for _ in range(rng.integers(2, 5)):
         if rng.random() >= 0.25:
@@ -121,7 +117,7 @@ def play(env, model, rng):
     held = NOOP
     while not env.ale.game_over():
         previous, picture = picture, prepro(env.ale.getScreen())
-        x = picture - previous              # the difference frame: what moves, and where to
+        x = picture - previous              # difference frame: what moves, and where. 0 at first
         p, h = policy_forward(model, x)
         up = rng.random() < p               # the action is sampled: that is how it explores
         reward, held = step(env, UP if up else DOWN, held, rng)
@@ -144,8 +140,9 @@ def learn_from_episode(env, model, rng, gamma):
 def rmsprop(model, cache, gradient, learning_rate, decay_rate):
     """RMSProp (Tieleman and Hinton, 2012). The cache is the running mean of squared gradients."""
     cache = {k: decay_rate * cache[k] + (1 - decay_rate) * g**2 for k, g in gradient.items()}
-    return {k: model[k] + learning_rate * g / (np.sqrt(cache[k]) + 1e-5)
-            for k, g in gradient.items()}, cache
+    model = {k: model[k] + learning_rate * g / (np.sqrt(cache[k]) + 1e-5)
+             for k, g in gradient.items()}
+    return model, cache
 
 # ---- training loop: play a batch of episodes, sum their gradients, update, print, save
 # All that a run is: what save.p holds. The scores are those of all its episodes.
@@ -161,8 +158,8 @@ def learn_from_batch(run, workers):
     began = time.monotonic()
     batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()
     seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    batch = list(rollouts(workers, run.model, seeds, gamma))
-    gradient = {k: sum(gradient[k] for gradient, _ in batch) for k in run.model}
+    batch = list(rollouts(workers, run.model, seeds, gamma))  # each by learn_from_episode
+    gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
     scores = [sum(rewards) for _, rewards in batch]
     steps = sum(len(rewards) for _, rewards in batch)
@@ -173,18 +170,24 @@ def running_means(scores):
     """The running mean of the scores, after each episode."""
     return list(itertools.accumulate(scores, lambda mean, score: 0.99 * mean + 0.01 * score))
 
-def train(run, path, episodes, workers):
-    """Train and save until there are that many episodes or a stop signal comes."""
-    saved = run if run.scores else None  # None: the file at path, if any, is another run's
+def train(run, episodes, workers):
+    """Yields the run after each batch, until it has that many episodes."""
+    while len(run.scores) < episodes:
+        run = learn_from_batch(run, workers)
+        score = np.mean(run.scores[-run.settings["batch_size"]:])
+        print(f"episode {len(run.scores)}  score {score:+.1f}  "
+              f"running mean {running_means(run.scores)[-1]:+.2f}  "
+              f"{run.steps / run.seconds:.0f} steps/s  {run.seconds / 3600:.2f} h", flush=True)
+        yield run
+
+# Here the algorithm ends. What follows is plumbing: files, processes, pictures, flags.
+# ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
+def train_and_save(run, path, episodes, workers):
+    """Train until a stop signal comes or all is done, and save. Returns the exit status."""
+    saved = run if run.scores else None  # None: a file at path is another run's, and is kept
     try:
-        while len(run.scores) < episodes:
-            before, run = run, learn_from_batch(run, workers)
-            score = np.mean(run.scores[len(before.scores):])
-            speed = (run.steps - before.steps) / (run.seconds - before.seconds)
-            print(f"episode {len(run.scores)}  score {score:+.1f}  "
-                  f"running mean {running_means(run.scores)[-1]:+.2f}  "
-                  f"{speed:.0f} steps/s  {run.seconds / 3600:.2f} h", flush=True)
-            due = len(run.scores) // SAVE_EVERY > len(before.scores) // SAVE_EVERY
+        for run in train(run, episodes, workers):
+            due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
             if due and save(run, path, keep_old=saved is None):
                 saved = run
     except KeyboardInterrupt:
@@ -194,13 +197,11 @@ def train(run, path, episodes, workers):
             saved = run
         if saved:
             complain(f"{path} holds {len(saved.scores)} episodes; go on with --resume")
-    return 0 if run is saved else 1
+    return 1 if run.scores and run is not saved else 0
 
-# Here the algorithm ends. What follows is plumbing: files, processes, pictures, flags.
-# ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def save(run, path, keep_old):
     """Write the run to path, wholly or not at all. Returns whether it worked."""
-    cache = {k: w.tobytes() for k, w in run.rmsprop_cache.items()}
+    cache = {k: w.tobytes() for k, w in run.rmsprop_cache.items()}  # reading bytes needs no calls
     rest = run._replace(model=None, rmsprop_cache=cache)._asdict()
     try:
         with open(path + ".tmp", "wb") as f:
@@ -227,7 +228,8 @@ class Unpickler(pickle.Unpickler):
         raise ValueError(f"it calls {module}.{name}")
 
 def find_arrays(f):
-    """Bytes of W1 and W2 in a pickle, which is not run: its two long constants are picked out."""
+    """The bytes of W1 and W2 in the next pickle of f. As numpy's arrays need
+    calls, the pickle is not run, but read: these are its two long constants."""
     constants = [constant for _, constant, _ in pickletools.genops(f)]
     constants = [c.encode("latin1") if isinstance(c, str) else c for c in constants]  # protocol 2
     long = [c for c in constants if isinstance(c, (bytes, bytearray)) and len(c) >= 4 * H]
@@ -248,7 +250,7 @@ def load(path):
     with open(path, "rb") as f:
         try:
             model = as_model(find_arrays(f))
-            if not f.peek(1):  # no second pickle: it has only weights
+            if not f.peek(1):  # no second pickle
                 return new_run(dict(SETTINGS), model)
             rest = Unpickler(f).load()
             settings = {k: limited(*LIMITS[k])(rest["settings"][k]) for k in SETTINGS}
@@ -266,15 +268,15 @@ def lock(path):
         try:
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            fail(f"another process is training on {path}; choose another file with --save")
+            fail(f"another process is training on {path}; use another --save")
     return f
 
-# ---- processes: episodes depend on the weights and their seed alone, so any process may play any
-PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+# ---- processes: an episode depends on weights and seed alone, so any process can play it
+PROCESSES = mp.get_context("fork" if sys.platform == "linux" else "spawn")
 stop_signals = []  # those that came
 
 def on_stop_signals(handler):
-    """SIGHUP, SIGINT and SIGTERM. What nohup has the process ignore, it goes on to ignore."""
+    """SIGHUP, SIGINT, SIGTERM. What nohup has set to be ignored stays so."""
     for number in {1, 2, 15} & signal.valid_signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -290,25 +292,27 @@ def start_workers(count):
     on_stop_signals(lambda number, frame: stop_signals.append(number))
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
+    pool.submit(int)  # forks the processes now, before there are threads
     try:
         yield pool, memory
     finally:
-        for process in multiprocessing.active_children():
-            process.kill()  # in the middle of an episode
+        for process in mp.active_children():
+            process.kill()  # in mid-episode
         pool.shutdown()
 
 def begin_child(memory):
     """Get ready to play, leave stop signals to the trainer, and end when it ends."""
     global env, model
     on_stop_signals(signal.SIG_IGN)
-    trainer = multiprocessing.parent_process()
+    trainer = mp.parent_process()
     threading.Thread(target=lambda: trainer.join() or os._exit(1), daemon=True).start()
     env = make_env()
     model = shared_model(memory)
 
 def rollout(seed, gamma):
     """In a worker: learn from an episode. Most of dW1 is 0, and is not sent."""
-    gradient, rewards = learn_from_episode(env, model, np.random.default_rng(seed), gamma)
+    with np.errstate(over="ignore"):  # of exp: 1 / inf is the right 0
+        gradient, rewards = learn_from_episode(env, model, np.random.default_rng(seed), gamma)
     moved = gradient["W1"].any(axis=0)
     return moved, gradient["W1"][:, moved], gradient["W2"], rewards
 
@@ -337,7 +341,7 @@ def show_games(newest_model, rng):
     try:
         window = env = make_env(render_mode="human")
     except RuntimeError as problem:
-        if multiprocessing.parent_process() or not os.isatty(1):
+        if mp.parent_process() or not os.isatty(1):
             fail(f"no window: {problem}; try a terminal, or --watch FILE.gif")
         window, env = None, make_env()
     while True:
@@ -347,7 +351,7 @@ def show_games(newest_model, rng):
             if not window:
                 picture = braille(prepro(env.ale.getScreen()))
                 print(f"\x1b[H\x1b[J{picture}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
-                time.sleep(3 / 60)  # a step is 3 frames on average, at 60 per second
+                time.sleep(3 / 60)  # 3 frames on average, at 60 per second
 
 def braille(picture):
     """(6400,) of 0 and 1 -> 20 lines of 40 characters with 2x4 dots each."""
@@ -360,10 +364,10 @@ def show_beside(memory):
     show_games(lambda: model, np.random.default_rng())
 
 def toggle_window(memory):
-    for process in multiprocessing.active_children():
+    for process in mp.active_children():
         if process.name == "window":
             return process.kill()
-    spawn = multiprocessing.get_context("spawn")  # beside threads, fork is not safe
+    spawn = mp.get_context("spawn")  # beside threads, fork is not safe
     spawn.Process(target=show_beside, args=[memory], name="window", daemon=True).start()
 
 def read_keys(memory):
@@ -387,10 +391,9 @@ def write_gif(file, model, rng):
         if reward > 0:
             break
     images[0].save(file, save_all=True, append_images=images[1:], loop=0, duration=50)  # ms
-    print(f"{file} shows {len(images)} steps")
 
 def evaluate(path, count, worker_count, seed):
-    """Play episodes, which the 1 in their seeds makes others than those of training."""
+    """Play episodes. The 1 in their seeds sets them apart from those of training."""
     run = load(path)
     scores = []
     with start_workers(worker_count) as workers:
@@ -416,7 +419,7 @@ def plot(path, file):
     tiles = np.pad(votes[chosen].reshape(4, 10, 80, 80), [(0, 0), (0, 0), (3, 3), (3, 3)])
     limit = np.percentile(np.abs(tiles), 99.8)
     figure = Figure(figsize=(10, 9), layout="constrained")
-    curve = figure.add_subplot(211, xlabel="episode", ylabel="score and running mean", title=
+    curve = figure.add_subplot(211, xlabel="episode", ylabel="score", title=
                                f"{run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} h")
     curve.plot(run.scores, ",", running_means(run.scores), "-")
     curve.axhline(0, color="black", linewidth=0.8)  # even with the opponent
@@ -424,7 +427,6 @@ def plot(path, file):
                                  title="40 neurons: white says UP, black says DOWN")
     neurons.imshow(np.hstack(np.hstack(tiles)), cmap="gray", vmin=-limit, vmax=limit)
     figure.savefig(file)
-    print(f"{file} shows {path} after {len(run.scores)} episodes")
 
 # ---- command line
 LIMITS = {"batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1),
@@ -439,7 +441,8 @@ def limited(kind, low, high):
     return number
 
 def complain(message):
-    print(f"pg_pong.py: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it
+        print(f"pg_pong.py: {message}", file=sys.stderr, flush=True)
 
 def fail(message):
     complain(message)
@@ -455,28 +458,26 @@ def main():
     flag("--eval", metavar="N", type=limited(int, 2, 10**6), help="report the score of N episodes")
     flag("--plot", metavar="FILE", nargs="?", const="pong.png", help="draw the run (pong.png)")
     flag("--render", action="store_true", help="train and show a game; r and Enter toggles it")
-    flag("--save", metavar="PATH", default="save.p", help="where the run is saved (save.p)")
-    flag("--episodes", metavar="N", type=count, default=np.inf, help="stop at N (on Ctrl-C)")
-    flag("--workers", metavar="N", type=count, default=os.cpu_count(), help="(one per core)")
+    flag("--save", dest="path", default="save.p", help="where the run is saved (save.p)")
+    flag("--episodes", type=count, default=np.inf, help="stop at so many (on Ctrl-C)")
+    flag("--workers", type=count, default=os.cpu_count(), help="(one per core)")
     for name, default in SETTINGS.items():
         flag("--" + name.replace("_", "-"), type=limited(*LIMITS[name]), help=f"({default})")
     flags = parser.parse_args()
-    if not (flags.watch or flags.plot or ".gif").endswith((".gif", ".png", ".svg")):
-        parser.error("a picture's name must end in .gif (--watch), .png or .svg (--plot)")
-    path = flags.save
-    rng = np.random.default_rng(flags.seed)
+    if not ((flags.watch or ".gif").endswith(".gif")
+            and (flags.plot or ".png").endswith((".png", ".svg"))):
+        parser.error("--watch draws a .gif, --plot a .png or .svg")
     if flags.watch:
-        return write_gif(flags.watch, load(path).model, rng)
+        return write_gif(flags.watch, load(flags.path).model, np.random.default_rng(flags.seed))
     if flags.watch == "":
-        return show_games(lambda: load(path).model, rng)
+        return show_games(lambda: load(flags.path).model, np.random.default_rng(flags.seed))
     if flags.eval:
-        return evaluate(path, flags.eval, flags.workers, flags.seed or 0)
+        return evaluate(flags.path, flags.eval, flags.workers, flags.seed or 0)
     if flags.plot:
-        return plot(path, flags.plot)
-
-    path = os.path.realpath(path)  # a link stays a link
+        return plot(flags.path, flags.plot)
+    path = os.path.realpath(flags.path)  # a link stays a link
     if os.path.exists(path) and not os.path.isfile(path):
-        fail(f"{path} is no regular file; choose one with --save")
+        fail(f"{path} is no regular file; use another --save")
     changed = {k: getattr(flags, k) for k in SETTINGS if getattr(flags, k) is not None}
     with lock(path):
         run = load(path) if flags.resume else new_run(SETTINGS | changed)
@@ -488,7 +489,7 @@ def main():
             if hasattr(signal, "SIGTTIN"):
                 signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # reading stops no background job
             threading.Thread(target=read_keys, args=[workers[1]], daemon=True).start()
-            return train(run, path, flags.episodes, workers)
+            return train_and_save(run, path, flags.episodes, workers)
 
 if __name__ == "__main__":
     try:
