@@ -10,7 +10,7 @@ The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Po
 (2016). Play, and sample each action from a policy. Then make the actions before a point won more
 likely, and those before a point lost less likely. What differs from the script it links to:
 1. The learning rate is 1e-3, not 1e-4. The post states none, but 1e-3 reproduces its result.
-2. The game is Pong-v0 of 2016 on today's emulator, but ends after 108,000 frames, not 10,000 steps.
+2. The game is Pong-v0 of 2016 on today's emulator, cut off after 108,000 frames, not 10,000 steps.
 3. An episode is a function of weights, seed and number: any process can play it, at any time.
 4. save.p holds the whole run, and the weights are float32.
 """
@@ -45,12 +45,12 @@ SAVE_EVERY = 100             # episodes
 NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right is up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
-# 1 for paddles and ball, 0 for the background: color codes 0, 34, 228, red values 0, 109, 144
+# 1 for paddles and ball, 0 for the background. One table for both: the background's color codes
+# are 0, 34 and 228, its red values 0, 109 and 144. Codes come from the emulator 20 times faster.
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
-    """Screen, (210, 160, 3) RGB or (210, 160) color codes, uint8 -> its playing field, every second
-    row and column, (6400,) int8 of 0 and 1. Codes come 20 times faster from the emulator."""
+    """(210, 160) codes or (210, 160, 3) RGB -> the playing field, halved: (6400,) of 0 and 1."""
     return LIT.take(screen.reshape(210, 160, -1)[35:195:2, ::2, 0]).ravel()
 
 # ---- policy: a small network gives the probability to go UP
@@ -63,22 +63,21 @@ def new_model(rng):
 
 def policy_forward(model, x):
     """Difference frame x (6400,) -> probability of UP, hidden layer h (200,)."""
-    moved = np.flatnonzero(x != 0)          # some 20 pixels. The others add 0 to the sum:
-    h = model["W1"][:, moved] @ x[moved]    # h = W1 @ x is the same, but 170 times slower
-    h = np.maximum(h, 0)                    # relu
+    moved = np.flatnonzero(x != 0)         # h = W1 @ x, but only of the some 20 pixels that
+    h = model["W1"][:, moved] @ x[moved]   # are not 0: the others add nothing
+    h = np.maximum(h, 0)                   # relu
     logit = np.float64(model["W2"] @ h)
-    p = 1 / (1 + np.exp(-logit))            # sigmoid
+    p = 1 / (1 + np.exp(-logit))           # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
-    """The gradient by the weights from dlogits, that by the logits: backwards through the above.
-    xs (T, 6400), hs (T, 200), dlogits (T,): of the T steps of an episode."""
+    """Backpropagation: dlogits (T,), hs (T, 200), xs (T, 6400) of an episode -> the gradient."""
     dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
-    dhs[hs <= 0] = 0                        # relu
+    dhs[hs <= 0] = 0                       # relu
     dW1 = np.zeros_like(model["W1"])
-    for t in range(0, len(xs), 64):         # dW1 = dhs.T @ xs, summed in parts of 64 steps:
-        x = np.array(xs[t:t + 64])          # in each, few pixels move, and the others add 0
+    for t in range(0, len(xs), 64):        # dW1 = dhs.T @ xs, summed up over parts of 64 steps,
+        x = np.array(xs[t:t + 64])         # in each of which few pixels move
         moved = x.any(axis=0)
         dW1[:, moved] += dhs[t:t + 64].T @ x[:, moved]
     return {"W1": dW1, "W2": dW2}
@@ -102,7 +101,7 @@ def make_env(**options):
 
 def step(env, action, held, rng):
     """As in Pong-v0, an action lasts 2 to 4 frames. Sticky actions: with probability 0.25 a frame
-    repeats the action before, which is held. Returns the reward and the action held now."""
+    repeats the action of the frame before, held. Returns the reward and the new held."""
     reward = 0
     for _ in range(rng.integers(2, 5)):
         if rng.random() >= 0.25:
@@ -128,8 +127,8 @@ def learn_from_episode(env, model, rng, gamma):
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     returns = discount_rewards(rewards, gamma)
     advantages = (returns - returns.mean()) / (returns.std() or 1)  # 1: if they are all equal
-    # The heart of it: pretend that the action taken was right, and take it as the label. Then
-    # label - p is the gradient of log p(action) by the logit: along it, the action gets likelier.
+    # Pretend that the action taken was right, and take it as the label. Then label - p is the
+    # gradient of log p(action) with respect to the logit: along it, the action gets likelier.
     # Times the advantage, what went better than average gets likelier, and what went worse less.
     labels = np.array(ups, float)           # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
@@ -144,7 +143,7 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
              for k, g in gradient.items()}
     return model, cache
 
-# ---- training loop: play a batch of episodes, sum their gradients, update, print, save
+# ---- training loop: learn_from_episode for a batch of seeds, sum the gradients, update, print
 # All that a run is: what save.p holds. The scores are those of all its episodes.
 Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")
 
@@ -158,7 +157,7 @@ def learn_from_batch(run, workers):
     began = time.monotonic()
     batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()
     seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    batch = list(rollouts(workers, run.model, seeds, gamma))  # each by learn_from_episode
+    batch = list(rollouts(workers, run.model, seeds, gamma))  # (gradient, rewards) of each
     gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
     scores = [sum(rewards) for _, rewards in batch]
@@ -184,7 +183,7 @@ def train(run, episodes, workers):
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: a file at path is another run's, and is kept
+    saved = run if run.scores else None  # None: a file at path is older, and gets another name
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
@@ -195,13 +194,13 @@ def train_and_save(run, path, episodes, workers):
     finally:
         if run.scores and run is not saved and save(run, path, keep_old=saved is None):
             saved = run
-        if saved:
-            complain(f"{path} holds {len(saved.scores)} episodes; go on with --resume")
+        complain(f"{path} holds {len(saved.scores)} episodes; go on with --resume"
+                 if saved else "nothing was saved")
     return 1 if run.scores and run is not saved else 0
 
 def save(run, path, keep_old):
     """Write the run to path, wholly or not at all. Returns whether it worked."""
-    cache = {k: w.tobytes() for k, w in run.rmsprop_cache.items()}  # reading bytes needs no calls
+    cache = {k: w.tobytes() for k, w in run.rmsprop_cache.items()}  # see Unpickler
     rest = run._replace(model=None, rmsprop_cache=cache)._asdict()
     try:
         with open(path + ".tmp", "wb") as f:
@@ -222,6 +221,17 @@ def save(run, path, keep_old):
             os.remove(path + ".tmp")
         return False
 
+LIMITS = {"batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1),
+          "decay_rate": (float, 0, 0.9999), "seed": (int, 0, 2**32 - 1)}
+
+def limited(kind, low, high):
+    """A type for numbers on the command line and in save.p."""
+    def number(value):
+        if not low <= kind(value) <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not from {low} to {high}")
+        return kind(value)
+    return number
+
 class Unpickler(pickle.Unpickler):
     """A pickle is a program that may call any function. This one calls none."""
     def find_class(self, module, name):
@@ -239,7 +249,7 @@ def as_model(arrays):
     """W1 and W2 from their bytes, float32 or float64. Raises an exception if they do not fit."""
     model = {}
     for k, shape in ("W1", (H, D)), ("W2", (H,)):
-        kind = {4: np.float32, 8: np.float64}[len(arrays[k]) / np.prod(shape)]
+        kind = {4: np.float32, 8: np.float64}[len(arrays[k]) // np.prod(shape)]
         model[k] = np.frombuffer(arrays[k], kind).reshape(shape).astype(np.float32, order="F")
         if not np.isfinite(model[k]).all():
             raise ValueError("not finite")
@@ -292,7 +302,7 @@ def start_workers(count):
     on_stop_signals(lambda number, frame: stop_signals.append(number))
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
-    pool.submit(int)  # forks the processes now, before there are threads
+    pool.submit(int)  # any task forks all processes, now that there are no threads
     try:
         yield pool, memory
     finally:
@@ -390,14 +400,15 @@ def write_gif(file, model, rng):
         images.append(Image.fromarray(both).resize((640, 320), 0).quantize(32, dither=0))
         if reward > 0:
             break
-    images[0].save(file, save_all=True, append_images=images[1:], loop=0, duration=50)  # ms
+    images[1].save(file, save_all=True, append_images=images[2:], loop=0, duration=50)  # ms
 
 def evaluate(path, count, worker_count, seed):
     """Play episodes. The 1 in their seeds sets them apart from those of training."""
     run = load(path)
     scores = []
+    seeds = [[seed, n, 1] for n in range(count)]
     with start_workers(worker_count) as workers:
-        for _, rewards in rollouts(workers, run.model, [[seed, n, 1] for n in range(count)], 1):
+        for _, rewards in rollouts(workers, run.model, seeds, gamma=1):
             scores.append(sum(rewards))
             print(f"{len(scores)} of {count}", end="\r", file=sys.stderr, flush=True)
     mean = np.mean(scores)
@@ -419,7 +430,7 @@ def plot(path, file):
     tiles = np.pad(votes[chosen].reshape(4, 10, 80, 80), [(0, 0), (0, 0), (3, 3), (3, 3)])
     limit = np.percentile(np.abs(tiles), 99.8)
     figure = Figure(figsize=(10, 9), layout="constrained")
-    curve = figure.add_subplot(211, xlabel="episode", ylabel="score", title=
+    curve = figure.add_subplot(211, xlabel="episode", ylabel="score, running mean", title=
                                f"{run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} h")
     curve.plot(run.scores, ",", running_means(run.scores), "-")
     curve.axhline(0, color="black", linewidth=0.8)  # even with the opponent
@@ -429,17 +440,6 @@ def plot(path, file):
     figure.savefig(file)
 
 # ---- command line
-LIMITS = {"batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1),
-          "decay_rate": (float, 0, 0.9999), "seed": (int, 0, 2**32 - 1)}
-
-def limited(kind, low, high):
-    """A type for numbers on the command line and in save.p."""
-    def number(value):
-        if not low <= kind(value) <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not from {low} to {high}")
-        return kind(value)
-    return number
-
 def complain(message):
     with suppress(OSError):  # nobody reads it
         print(f"pg_pong.py: {message}", file=sys.stderr, flush=True)
