@@ -173,17 +173,17 @@ def train(run, episodes, workers):
     """Yields the run after each batch, until it has that many episodes."""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
+        yield run
         score = np.mean(run.scores[-run.settings["batch_size"]:])
         print(f"episode {len(run.scores)}  score {score:+.1f}  "
               f"running mean {running_means(run.scores)[-1]:+.2f}  "
               f"{run.steps / run.seconds:.0f} steps/s  {run.seconds / 3600:.2f} h", flush=True)
-        yield run
 
 # Here the algorithm ends. What follows is plumbing: files, processes, pictures, flags.
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: a file at path is older, and gets another name
+    saved = run if run.scores else None  # None: a file at path is older, and kept
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
@@ -302,8 +302,8 @@ def start_workers(count):
     on_stop_signals(lambda number, frame: stop_signals.append(number))
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
-    pool.submit(int)  # any task forks all processes, now that there are no threads
     try:
+        pool.submit(int)  # a task forks all processes, before there are threads
         yield pool, memory
     finally:
         for process in mp.active_children():
@@ -316,7 +316,7 @@ def begin_child(memory):
     on_stop_signals(signal.SIG_IGN)
     trainer = mp.parent_process()
     threading.Thread(target=lambda: trainer.join() or os._exit(1), daemon=True).start()
-    env = make_env()
+    env = make_env() if mp.current_process().name != "window" else None
     model = shared_model(memory)
 
 def rollout(seed, gamma):
