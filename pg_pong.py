@@ -16,6 +16,7 @@ likely, and those before a point lost less likely. What differs from the script 
 """
 import argparse
 import itertools
+import json
 import multiprocessing as mp
 import os
 import pickle
@@ -200,12 +201,12 @@ def train_and_save(run, path, episodes, workers):
 
 def save(run, path, keep_old):
     """Write the run to path, wholly or not at all. Returns whether it worked."""
-    cache = {k: w.tobytes() for k, w in run.rmsprop_cache.items()}  # see Unpickler
-    rest = run._replace(model=None, rmsprop_cache=cache)._asdict()
+    rest = run._asdict()
+    model, cache = rest.pop("model"), rest.pop("rmsprop_cache")
     try:
         with open(path + ".tmp", "wb") as f:
-            pickle.dump({k: w.copy("C") for k, w in run.model.items()}, f, protocol=4)
-            pickle.dump(rest, f, protocol=4)
+            pickle.dump({k: w.copy("C") for k, w in model.items()}, f, protocol=4)
+            pickle.dump([json.dumps(rest), *(w.tobytes() for w in cache.values())], f, protocol=4)
             f.flush()
             os.fsync(f.fileno())  # on the disk before the old file goes
         if keep_old and os.path.exists(path):
@@ -232,40 +233,36 @@ def limited(kind, low, high):
         return kind(value)
     return number
 
-class Unpickler(pickle.Unpickler):
-    """A pickle is a program that may call any function. This one calls none."""
-    def find_class(self, module, name):
-        raise ValueError(f"it calls {module}.{name}")
+def read_constants(f):
+    """The strings and bytes in the next pickle of f. A pickle is a program that may call any
+    function, and a save.p may come from anybody. So it is read, but never run."""
+    return [c for _, c, _ in pickletools.genops(f) if isinstance(c, (str, bytes, bytearray))]
 
-def find_arrays(f):
-    """The bytes of W1 and W2 in the next pickle of f. As numpy's arrays need
-    calls, the pickle is not run, but read: these are its two long constants."""
-    constants = [constant for _, constant, _ in pickletools.genops(f)]
+def find_model(constants):
+    """W1 and W2, float32 or float64, are the two long constants. Raises an exception if not."""
     constants = [c.encode("latin1") if isinstance(c, str) else c for c in constants]  # protocol 2
-    long = [c for c in constants if isinstance(c, (bytes, bytearray)) and len(c) >= 4 * H]
-    return dict(zip(["W2", "W1"], sorted(long, key=len), strict=True))
-
-def as_model(arrays):
-    """W1 and W2 from their bytes, float32 or float64. Raises an exception if they do not fit."""
-    model = {}
-    for k, shape in ("W1", (H, D)), ("W2", (H,)):
-        kind = {4: np.float32, 8: np.float64}[len(arrays[k]) // np.prod(shape)]
-        model[k] = np.frombuffer(arrays[k], kind).reshape(shape).astype(np.float32, order="F")
-        if not np.isfinite(model[k]).all():
-            raise ValueError("not finite")
-    return model
+    W2, W1 = sorted([c for c in constants if len(c) >= 4 * H], key=len)
+    kinds = {4: np.float32, 8: np.float64}  # by bytes per number
+    model = {"W1": np.frombuffer(W1, kinds[len(W1) // (H * D)]).reshape(H, D),
+             "W2": np.frombuffer(W2, kinds[len(W2) // H]).reshape(H)}
+    if not all(np.isfinite(w).all() for w in model.values()):
+        raise ValueError("not finite")
+    return {k: w.astype(np.float32, order="F") for k, w in model.items()}
 
 def load(path):
     """Read a run, or begin one with the weights of the linked script. Exits if the file is bad."""
+    if not os.path.exists(path):
+        fail(f"there is no {path}; a run without --resume makes it")
     with open(path, "rb") as f:
         try:
-            model = as_model(find_arrays(f))
+            model = find_model(read_constants(f))
             if not f.peek(1):  # no second pickle
                 return new_run(dict(SETTINGS), model)
-            rest = Unpickler(f).load()
+            text, *cache = read_constants(f)
+            rest = json.loads(text)
             settings = {k: limited(*LIMITS[k])(rest["settings"][k]) for k in SETTINGS}
             scores = [limited(int, -21, 21)(score) for score in rest["scores"]]
-            return Run(settings, model, as_model(rest["rmsprop_cache"]), scores,
+            return Run(settings, model, find_model(cache), scores,
                        int(rest["steps"]), float(rest["seconds"]))
         except Exception as problem:  # of whatever kind: the file is to blame
             fail(f"{path} is damaged or no run: {problem!r:.200}")
