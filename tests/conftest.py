@@ -1,4 +1,6 @@
 """Shared by the tests: the script as a module and as a command, and one real episode recorded with RGB frames."""
+import io
+import json
 import os
 import pickle
 import signal
@@ -32,12 +34,15 @@ class Trainer:
 
     def __call__(self, *flags, status=0, **kwargs):
         process = self.start(*flags, **kwargs)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()                                 # and with it, its workers end
         assert process.returncode == status and "Traceback" not in out + err, (out, err)
         return SimpleNamespace(out=out, err=err, lines=out.splitlines())
 
     def stop_after(self, line, *flags, number=signal.SIGINT):
-        """Start, wait for such a line, stop all its processes, and return (output, seconds that it took to stop)."""
+        """Start, wait for such a line, stop all its processes, and return (stderr, seconds that it took to stop)."""
         process = self.start(*flags, start_new_session=True)
         read_until(process, line)
         time.sleep(0.1)                                    # within the next batch, however many cores play it
@@ -47,20 +52,31 @@ class Trainer:
             time.sleep(0.02)                               # or the two would be one
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0 and err.startswith("pg_pong.py: ") and err.count("\n") == 1, err
-        return out + err, time.monotonic() - begun
+        return err, time.monotonic() - begun
 
     def load(self, name="save.p"):
-        with open(self.folder / name, "rb") as f:
-            return pickle.load(f), pickle.load(f)
+        return parts((self.folder / name).read_bytes())
+
+def parts(data):
+    """Of a save.p: the weights, and a dict of all the rest, with the bytes of the cache."""
+    f = io.BytesIO(data)
+    weights, (text, W1, W2) = pickle.load(f), pickle.load(f)
+    return weights, json.loads(text) | {"rmsprop_cache": {"W1": W1, "W2": W2}}
 
 def read_until(process, start):
     """Read what the process prints up to the first line that starts like this."""
     assert any(line.startswith(start) for line in process.stdout), (start, process.stderr.read())
 
+def alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
 def children(pid):
     """The ids of the living processes that a trainer has begun: workers, and a window if one is open."""
-    ids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [i for i in ids if ") Z " not in Path(f"/proc/{i}/stat").read_text()]
+    ids = [i for task in Path(f"/proc/{pid}/task").iterdir() for i in (task / "children").read_text().split()]
+    return [int(i) for i in ids if alive(i) and "resource_tracker" not in Path(f"/proc/{i}/cmdline").read_text()]
 
 @pytest.fixture
 def trainer(tmp_path):

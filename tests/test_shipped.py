@@ -1,16 +1,13 @@
 """The save.p that comes with the script: it beats the game, and nobody loses it by accident."""
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
-from PIL import Image
 
 import pg_pong
 
-FLOOR = 3          # it was measured at +8.26 over 800 episodes; the mean of 8 has a standard error of 1.7
+FLOOR = 2.8        # it was measured at +7.94 over 800 episodes; the mean of 8 has a standard error of 1.7
 
 @pytest.fixture
 def shipped(trainer):
@@ -24,19 +21,13 @@ def test_the_shipped_agent_beats_the_game(shipped):
 
 def test_a_training_begun_beside_the_shipped_agent_keeps_it(shipped):
     before = shipped.save.read_bytes()
-    assert "; the file that is there is kept as save.p.N\n" in shipped("--episodes", 10).out
-    assert (shipped.folder / "save.p.1").read_bytes() == before and shipped.load()[1]["episode_number"] == 10
+    assert f"pg_pong.py: the old {shipped.save} is now {shipped.save}.1\n" in shipped("--episodes", 10).err
+    assert (shipped.folder / "save.p.1").read_bytes() == before and len(shipped.load()[1]["scores"]) == 10
 
 def test_the_shipped_run_goes_on(shipped):
     before = pg_pong.load(str(shipped.save))
-    shipped("--resume", "--batch-size", 2, "--episodes", before.episode_number + 2)
+    shipped("--resume", "--batch-size", 2, "--episodes", len(before.scores) + 2)
     weights, rest = shipped.load()
-    assert rest["episode_number"] == before.episode_number + 2 and rest["steps"] > before.steps
-    assert (rest["episode_rewards"][:-2] == before.episode_rewards).all()
+    assert len(rest["scores"]) == len(before.scores) + 2 and rest["steps"] > before.steps
+    assert rest["scores"][:-2] == before.scores and sum(rest["scores"][-2:]) > 0
     assert (weights["W1"] != before.model["W1"]).any()
-
-def test_a_rally_that_it_wins_can_be_drawn(shipped):
-    subprocess.run([sys.executable, ROOT / "tests/tools/rally.py", "rally.gif"], cwd=shipped.folder, check=True)
-    with Image.open(shipped.folder / "rally.gif") as picture:
-        assert 60 < picture.n_frames <= 121 and picture.size == (660, 420)
-    assert (shipped.folder / "rally.gif").stat().st_size < 2_000_000

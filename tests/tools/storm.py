@@ -66,7 +66,7 @@ def storm(folder, kills, chance):
         process.communicate()
         if episodes or save.exists():
             try:
-                before, episodes = episodes, pg_pong.load(str(save)).episode_number
+                before, episodes = episodes, len(pg_pong.load(str(save)).scores)
                 counts["lost"] += episodes < before
             except (OSError, SystemExit):                  # load has said why
                 counts["unreadable"] += 1
@@ -82,11 +82,11 @@ def main():
         episodes, counts = storm(Path(folder), args.kills, random.Random(args.seed))
         for where, flags in (folder, ["--resume"] if episodes else []), (calm, []):
             start(where, *flags, "--episodes", str(episodes + 1)).communicate()        # it still learns
-        stormy, undisturbed = (vars(pg_pong.load(f"{where}/save.p")) for where in (folder, calm))
+        stormy, undisturbed = (pg_pong.load(f"{where}/save.p")._asdict() for where in (folder, calm))
         identical, others = same(stormy, undisturbed), set(os.listdir(folder)) - {"save.p", "save.p.lock"}
     print(f"{args.kills} kills, {counts['unreadable']} unreadable files, {counts['lost']} with less than before, "
           f"{counts['left_behind']} processes left behind, other files {sorted(others)}; after "
-          f"{stormy['episode_number']} episodes {'bit-identical to' if identical else 'DIFFERENT FROM'} a calm run")
+          f"{len(stormy['scores'])} episodes {'bit-identical to' if identical else 'DIFFERENT FROM'} a calm run")
     sys.exit(0 if identical and not others and not sum(counts[k] for k in ("unreadable", "lost", "left_behind")) else 1)
 
 if __name__ == "__main__":
