@@ -1,4 +1,4 @@
-"""Learn Atari Pong from raw pixels by policy gradients: one file of numpy, on all cores.
+"""Learn Atari Pong from raw pixels by policy gradients: one file of numpy.
 
     python pg_pong.py               learn from scratch until Ctrl-C, saving to save.p along the way
     python pg_pong.py --resume      go on from save.p as if it had never stopped
@@ -46,8 +46,8 @@ SAVE_EVERY = 100             # episodes
 NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right is up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
-# 1 for paddles and ball, 0 for the background. One table for both: the background's color codes
-# are 0, 34 and 228, its red values 0, 109 and 144. Codes come from the emulator 20 times faster.
+# 1 for paddles and ball, 0 for the background: 0, 34 and 228 are its color codes, which come from
+# the emulator 20 times faster than RGB, and 0, 109 and 144 its red values, for who has RGB.
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
@@ -64,21 +64,23 @@ def new_model(rng):
 
 def policy_forward(model, x):
     """Difference frame x (6400,) -> probability of UP, hidden layer h (200,)."""
-    moved = np.flatnonzero(x != 0)         # h = W1 @ x, but only of the some 20 pixels that
-    h = model["W1"][:, moved] @ x[moved]   # are not 0: the others add nothing
-    h = np.maximum(h, 0)                   # relu
+    # h = W1 @ x, of those 20 or so pixels that are not 0
+    moved, = (x != 0).nonzero()
+    h = model["W1"][:, moved] @ x[moved]
+    h = np.maximum(h, 0)      # relu
     logit = np.float64(model["W2"] @ h)
-    p = 1 / (1 + np.exp(-logit))           # sigmoid
+    p = 1 / (1 + np.exp(-logit))  # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
     """Backpropagation: dlogits (T,), hs (T, 200), xs (T, 6400) of an episode -> the gradient."""
     dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
-    dhs[hs <= 0] = 0                       # relu
+    dhs[hs <= 0] = 0          # relu
+    # dW1 = dhs.T @ xs, summed over parts of 64 steps, as few pixels move in each
     dW1 = np.zeros_like(model["W1"])
-    for t in range(0, len(xs), 64):        # dW1 = dhs.T @ xs, summed up over parts of 64 steps,
-        x = np.array(xs[t:t + 64])         # in each of which few pixels move
+    for t in range(0, len(xs), 64):
+        x = np.array(xs[t:t + 64])
         moved = x.any(axis=0)
         dW1[:, moved] += dhs[t:t + 64].T @ x[:, moved]
     return {"W1": dW1, "W2": dW2}
@@ -95,7 +97,7 @@ def discount_rewards(rewards, gamma):
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
 def make_env(**options):
-    """The emulator without any chance of its own: what happens follows from the actions."""
+    """The emulator without any chance of its own: step draws it all. Ends after 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **options)
     return env.unwrapped
@@ -130,7 +132,7 @@ def learn_from_episode(env, model, rng, gamma):
     advantages = (returns - returns.mean()) / (returns.std() or 1)  # 1: if they are all equal
     # Pretend that the action taken was right, and take it as the label. Then label - p is the
     # gradient of log p(action) with respect to the logit: along it, the action gets likelier.
-    # Times the advantage, what went better than average gets likelier, and what went worse less.
+    # Times the advantage, what went better than average gets likelier, what went worse unlikelier.
     labels = np.array(ups, float)           # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
     gradient = policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32))
@@ -144,8 +146,8 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
              for k, g in gradient.items()}
     return model, cache
 
-# ---- training loop: learn_from_episode for a batch of seeds, sum the gradients, update, print
-# All that a run is: what save.p holds. The scores are those of all its episodes.
+# ---- training loop: play a batch, sum the gradients, update, print
+# A run, all of which is in save.p. Its scores: one per episode
 Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")
 
 def new_run(settings, model=None):
@@ -158,7 +160,8 @@ def learn_from_batch(run, workers):
     began = time.monotonic()
     batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()
     seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    batch = list(rollouts(workers, run.model, seeds, gamma))  # (gradient, rewards) of each
+    # rollouts: learn_from_episode for each seed, in some process. Here: [(gradient, rewards), ...]
+    batch = list(rollouts(workers, run.model, seeds, gamma))
     gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
     scores = [sum(rewards) for _, rewards in batch]
@@ -174,7 +177,7 @@ def train(run, episodes, workers):
     """Yields the run after each batch, until it has that many episodes."""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
-        yield run
+        yield run  # to be saved
         score = np.mean(run.scores[-run.settings["batch_size"]:])
         print(f"episode {len(run.scores)}  score {score:+.1f}  "
               f"running mean {running_means(run.scores)[-1]:+.2f}  "
@@ -184,7 +187,7 @@ def train(run, episodes, workers):
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: a file at path is older, and kept
+    saved = run if run.scores else None  # None: a file at path is another run's
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
