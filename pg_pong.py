@@ -46,8 +46,8 @@ SAVE_EVERY = 100             # episodes
 NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right is up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
-# 1 for paddles and ball, 0 for the background: 0, 34 and 228 are its color codes, which come from
-# the emulator 20 times faster than RGB, and 0, 109 and 144 its red values, for who has RGB.
+# 1 for paddles and ball, 0 for the background. The background has the color codes 0, 34 and 228,
+# or in RGB the red values 0, 109 and 144. Codes come from the emulator 20 times faster.
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
@@ -97,14 +97,14 @@ def discount_rewards(rewards, gamma):
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
 def make_env(**options):
-    """The emulator without any chance of its own: step draws it all. Ends after 108,000 frames."""
+    """The emulator without randomness of its own: step() brings it. Ends after 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **options)
     return env.unwrapped
 
 def step(env, action, held, rng):
     """As in Pong-v0, an action lasts 2 to 4 frames. Sticky actions: with probability 0.25 a frame
-    repeats the action of the frame before, held. Returns the reward and the new held."""
+    repeats `held`, the action of the frame before. Returns the reward and the new `held`."""
     reward = 0
     for _ in range(rng.integers(2, 5)):
         if rng.random() >= 0.25:
@@ -158,9 +158,9 @@ def new_run(settings, model=None):
 def learn_from_batch(run, workers):
     """Returns the run after one more batch. Its n-th episode draws from default_rng([seed, n])."""
     began = time.monotonic()
-    batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()
+    batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()  # as in SETTINGS
     seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    # rollouts: learn_from_episode for each seed, in some process. Here: [(gradient, rewards), ...]
+    # the same as [learn_from_episode(env, run.model, default_rng(s), gamma) for s in seeds]
     batch = list(rollouts(workers, run.model, seeds, gamma))
     gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
@@ -187,7 +187,7 @@ def train(run, episodes, workers):
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: a file at path is another run's
+    saved = run if run.scores else None  # None: it has no file yet, and one at path is another's
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
@@ -303,7 +303,7 @@ def start_workers(count):
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
     try:
-        pool.submit(int)  # a task forks all processes, before there are threads
+        pool.submit(int)  # a dummy: it forks all processes, before there are threads
         yield pool, memory
     finally:
         for process in mp.active_children():
@@ -460,7 +460,7 @@ def main():
     flag("--render", action="store_true", help="train and show a game; r and Enter toggles it")
     flag("--save", dest="path", default="save.p", help="where the run is saved (save.p)")
     flag("--episodes", type=count, default=np.inf, help="stop at so many (on Ctrl-C)")
-    flag("--workers", type=count, default=os.cpu_count(), help="(one per core)")
+    flag("--workers", type=count, default=os.cpu_count(), help="processes that play (one per core)")
     for name, default in SETTINGS.items():
         flag("--" + name.replace("_", "-"), type=limited(*LIMITS[name]), help=f"({default})")
     flags = parser.parse_args()
