@@ -29,7 +29,7 @@ from collections import namedtuple
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrix products are too small for threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the products are too small for threads
 import ale_py
 import gymnasium
 import numpy as np
@@ -187,7 +187,7 @@ def train(run, episodes, workers):
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: it has no file yet, and one at path is another's
+    saved = run if run.scores else None  # None: a file at path is another's
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
@@ -227,7 +227,6 @@ def save(run, path, keep_old):
 
 LIMITS = {"batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1),
           "decay_rate": (float, 0, 0.9999), "seed": (int, 0, 2**32 - 1)}
-
 def limited(kind, low, high):
     """A type for numbers on the command line and in save.p."""
     def number(value):
@@ -267,13 +266,13 @@ def load(path):
             scores = [limited(int, -21, 21)(score) for score in rest["scores"]]
             return Run(settings, model, find_model(cache), scores,
                        int(rest["steps"]), float(rest["seconds"]))
-        except Exception as problem:  # of whatever kind: the file is to blame
+        except Exception as problem:  # the file is to blame
             fail(f"{path} is damaged or no run: {problem!r:.200}")
 
 def lock(path):
     """Keep a second trainer off path as long as the file returned is open."""
     f = open(path + ".lock", "a")
-    with suppress(ModuleNotFoundError):  # Windows has no such locks
+    with suppress(ModuleNotFoundError):  # Windows
         import fcntl
         try:
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,9 +285,8 @@ PROCESSES = mp.get_context("fork" if sys.platform == "linux" else "spawn")
 stop_signals = []  # those that came
 
 def on_stop_signals(handler):
-    """SIGHUP, SIGINT, SIGTERM. What nohup has set to be ignored stays so."""
-    for number in {1, 2, 15} & signal.valid_signals():
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for number in {1, 2, 15} & signal.valid_signals():  # SIGHUP, SIGINT, SIGTERM
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, handler)
 
 def shared_model(memory):
@@ -303,19 +301,18 @@ def start_workers(count):
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
     try:
-        pool.submit(int)  # a dummy: it forks all processes, before there are threads
+        pool.submit(int)  # forks all processes, before there are threads
         yield pool, memory
     finally:
         for process in mp.active_children():
             process.kill()  # in mid-episode
-        pool.shutdown()
+        pool.shutdown(wait=False)
 
 def begin_child(memory):
     """Get ready to play, leave stop signals to the trainer, and end when it ends."""
     global env, model
     on_stop_signals(signal.SIG_IGN)
-    trainer = mp.parent_process()
-    threading.Thread(target=lambda: trainer.join() or os._exit(1), daemon=True).start()
+    threading.Thread(target=lambda: mp.parent_process().join() or os._exit(1), daemon=True).start()
     env = make_env() if mp.current_process().name != "window" else None
     model = shared_model(memory)
 
@@ -361,7 +358,7 @@ def show_games(newest_model, rng):
             if not window:
                 picture = braille(prepro(env.ale.getScreen()))
                 print(f"\x1b[H\x1b[J{picture}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
-                time.sleep(3 / 60)  # 3 frames on average, at 60 per second
+                time.sleep(3 / 60)  # 3 frames at 60 per second
 
 def braille(picture):
     """(6400,) of 0 and 1 -> 20 lines of 40 characters with 2x4 dots each."""
@@ -493,8 +490,11 @@ def main():
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        status = main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except (OSError, BrokenExecutor, ModuleNotFoundError) as problem:
-        fail(problem)
+        status = complain(problem) or 2
+    # if a worker was killed in the middle of a message, Python would wait for the rest
+    threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
+    sys.exit(status)

@@ -188,7 +188,7 @@ def payloads(path):
     yield "OBJ", f"(cposix\nsystem\nS{shell!r}\no.".encode()
     yield "NEWOBJ", f"cbuiltins\ntuple\ncbuiltins\nmap\ncos\nsystem\n(S{shell!r}\nl".encode() + b"\x86\x81\x85\x81."
     yield "BUILD", f"cargparse\nNamespace\n(tR(dS'__setstate__'\ncos\nsystem\nsbS{shell!r}\nb.".encode()
-    yield "a dotted name", b"\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93" + pickle.dumps(shell, 3)[2:-1] + b"\x85R."
+    yield "a dotted name", b"\x80\x04\x8c\x06shutil\x8c\x09os.system\x93" + pickle.dumps(shell, 3)[2:-1] + b"\x85R."
     yield "an array of objects", pickle.dumps({"W1": np.array([Calls(os.system, (shell,))], object)}, 4)
     yield "from here on they make nothing", b""
     for name in """numpy.load numpy.memmap numpy.testing._private.utils.runstring numpy.core._reconstruct numpy.matrix
