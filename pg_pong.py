@@ -286,7 +286,7 @@ stop_signals = []  # those that came
 
 def on_stop_signals(handler):
     for number in {1, 2, 15} & signal.valid_signals():  # SIGHUP, SIGINT, SIGTERM
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup
             signal.signal(number, handler)
 
 def shared_model(memory):
@@ -301,11 +301,11 @@ def start_workers(count):
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
     try:
-        pool.submit(int)  # forks all processes, before there are threads
+        pool.submit(int)  # forks them all, before there are threads
         yield pool, memory
     finally:
         for process in mp.active_children():
-            process.kill()  # in mid-episode
+            process.kill()
         pool.shutdown(wait=False)
 
 def begin_child(memory):
@@ -373,7 +373,7 @@ def show_beside(memory):
 def toggle_window(memory):
     for process in mp.active_children():
         if process.name == "window":
-            return process.kill()
+            return process.kill() or process.join()
     spawn = mp.get_context("spawn")  # beside threads, fork is not safe
     spawn.Process(target=show_beside, args=[memory], name="window", daemon=True).start()
 
