@@ -187,20 +187,20 @@ def train(run, episodes, workers):
 # ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run if run.scores else None  # None: a file at path is another's
+    saved = run  # as long as it has no scores, a file at path is another's
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
-            if due and save(run, path, keep_old=saved is None):
+            if due and save(run, path, keep_old=not saved.scores):
                 saved = run
     except KeyboardInterrupt:
         pass
     finally:
-        if run.scores and run is not saved and save(run, path, keep_old=saved is None):
+        if run is not saved and save(run, path, keep_old=not saved.scores):
             saved = run
         complain(f"{path} holds {len(saved.scores)} episodes; go on with --resume"
-                 if saved else "nothing was saved")
-    return 1 if run.scores and run is not saved else 0
+                 if saved.scores else "nothing was saved")
+    return 0 if run is saved else 1
 
 def save(run, path, keep_old):
     """Write the run to path, wholly or not at all. Returns whether it worked."""
@@ -259,11 +259,11 @@ def load(path):
         try:
             model = find_model(read_constants(f))
             if not f.peek(1):  # no second pickle
-                return new_run(dict(SETTINGS), model)
+                return new_run(SETTINGS, model)
             text, *cache = read_constants(f)
             rest = json.loads(text)
             settings = {k: limited(*LIMITS[k])(rest["settings"][k]) for k in SETTINGS}
-            scores = [limited(int, -21, 21)(score) for score in rest["scores"]]
+            scores = list(map(limited(int, -21, 21), rest["scores"]))
             return Run(settings, model, find_model(cache), scores,
                        int(rest["steps"]), float(rest["seconds"]))
         except Exception as problem:  # the file is to blame
@@ -346,16 +346,16 @@ def show_games(newest_model, rng):
     if sys.platform == "linux":
         os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11")  # not one that nobody sees
     try:
-        window = env = make_env(render_mode="human")
+        env = make_env(render_mode="human")
     except RuntimeError as problem:
         if mp.parent_process() or not os.isatty(1):
             fail(f"no window: {problem}; try a terminal, or --watch FILE.gif")
-        window, env = None, make_env()
+        env = make_env()
     while True:
         score = 0
         for _, _, p, _, reward in play(env, newest_model(), rng):
             score += reward
-            if not window:
+            if not env.render_mode:
                 picture = braille(prepro(env.ale.getScreen()))
                 print(f"\x1b[H\x1b[J{picture}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
                 time.sleep(3 / 60)  # 3 frames at 60 per second
