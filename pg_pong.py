@@ -305,8 +305,7 @@ def start_workers(count):
         yield pool, memory
     finally:
         for process in mp.active_children():
-            process.kill()
-        pool.shutdown(wait=False)
+            process.kill()  # which ends the pool
 
 def begin_child(memory):
     """Get ready to play, leave stop signals to the trainer, and end when it ends."""
@@ -495,6 +494,7 @@ if __name__ == "__main__":
         status = 130
     except (OSError, BrokenExecutor, ModuleNotFoundError) as problem:
         status = complain(problem) or 2
-    # if a worker was killed in the middle of a message, Python would wait for the rest
-    threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
+    pool_threads = [t for t in threading.enumerate()[1:] if not t.daemon]
+    if any(t.join(1) or t.is_alive() for t in pool_threads):
+        os._exit(status or 0)  # they wait for the rest of a message of a killed worker, for ever
     sys.exit(status)
