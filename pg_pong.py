@@ -64,19 +64,18 @@ def new_model(rng):
 
 def policy_forward(model, x):
     """Difference frame x (6400,) -> probability of UP, hidden layer h (200,)."""
-    # h = W1 @ x, of those 20 or so pixels that are not 0
-    moved, = (x != 0).nonzero()
-    h = model["W1"][:, moved] @ x[moved]
-    h = np.maximum(h, 0)      # relu
+    moved, = (x != 0).nonzero()           # some 20 pixels
+    h = model["W1"][:, moved] @ x[moved]  # W1 @ x, as the others are 0
+    h = np.maximum(h, 0)                  # relu
     logit = np.float64(model["W2"] @ h)
-    p = 1 / (1 + np.exp(-logit))  # sigmoid
+    p = 1 / (1 + np.exp(-logit))          # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
     """Backpropagation: dlogits (T,), hs (T, 200), xs (T, 6400) of an episode -> the gradient."""
     dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
-    dhs[hs <= 0] = 0          # relu
+    dhs[hs <= 0] = 0  # relu
     # dW1 = dhs.T @ xs, summed over parts of 64 steps, as few pixels move in each
     dW1 = np.zeros_like(model["W1"])
     for t in range(0, len(xs), 64):
@@ -96,11 +95,10 @@ def discount_rewards(rewards, gamma):
     return returns
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
-def make_env(**options):
+def make_env(**kw):
     """The emulator without randomness of its own: step() brings it. Ends after 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **options)
-    return env.unwrapped
+    return gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **kw).unwrapped
 
 def step(env, action, held, rng):
     """As in Pong-v0, an action lasts 2 to 4 frames. Sticky actions: with probability 0.25 a frame
@@ -305,7 +303,10 @@ def start_workers(count):
         yield pool, memory
     finally:
         for process in mp.active_children():
-            process.kill()  # which ends the pool
+            process.kill()
+        end = threading.Thread(target=pool.shutdown, daemon=True)
+        end.start()
+        end.join(0.5)  # it hangs if a worker was killed in mid-message
 
 def begin_child(memory):
     """Get ready to play, leave stop signals to the trainer, and end when it ends."""
@@ -494,7 +495,6 @@ if __name__ == "__main__":
         status = 130
     except (OSError, BrokenExecutor, ModuleNotFoundError) as problem:
         status = complain(problem) or 2
-    pool_threads = [t for t in threading.enumerate()[1:] if not t.daemon]
-    if any(t.join(1) or t.is_alive() for t in pool_threads):
-        os._exit(status or 0)  # they wait for the rest of a message of a killed worker, for ever
+    # or Python would wait for that pool
+    threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
     sys.exit(status)

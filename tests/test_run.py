@@ -23,13 +23,14 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("method, workers", [("fork", 1), ("fork", 3), ("spawn", 2)])
 def test_any_workers_forked_or_spawned_give_the_same_run_to_the_last_bit(trainer, reference, method, workers):
     """Processes are forked on Linux, and spawned on macOS and Windows."""
-    code = ("import multiprocessing, pg_pong; pg_pong.PROCESSES = multiprocessing.get_context(%r); "
+    code = ("import multiprocessing, threading, pg_pong; pg_pong.PROCESSES = multiprocessing.get_context(%r); "
             "learn = pg_pong.learn_from_batch; pg_pong.learn_from_batch = lambda *a: (learn(*a), "
-            "print(multiprocessing.active_children()))[0]; pg_pong.main()")
+            "print(multiprocessing.active_children()))[0]; pg_pong.main(); print(*threading.enumerate(), sep='\\n')")
     result = subprocess.run([sys.executable, "-c", code % method, *RUN, "--workers", str(workers)], cwd=trainer.folder,
                             env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
     assert result.stdout.lower().count(f"<{method}process") == 3 * workers, result.stderr
     assert result.stderr == f"pg_pong.py: {trainer.save} holds 12 episodes; go on with --resume\n"
+    assert "_MainThread" in result.stdout and "_ExecutorManagerThread" not in result.stdout    # the pool has ended
     assert same(trainer.load(), reference[0])
 
 def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, reference):
