@@ -28,9 +28,11 @@ class Trainer:
     def __init__(self, folder):
         self.folder, self.save = folder, folder / "save.p"
 
-    def start(self, *flags, **kwargs):
-        return subprocess.Popen([sys.executable, ROOT / "pg_pong.py", *map(str, flags)], cwd=self.folder, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **kwargs)
+    def start(self, *flags, code=None, env=os.environ | {"PYTHONPATH": str(ROOT)}, **kwargs):
+        """Start the script, or a code that may change it first."""
+        command = [sys.executable, *(["-c", code] if code else [ROOT / "pg_pong.py"]), *map(str, flags)]
+        return subprocess.Popen(command, cwd=self.folder, text=True, env=env, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
     def __call__(self, *flags, status=0, **kwargs):
         process = self.start(*flags, **kwargs)

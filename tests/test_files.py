@@ -63,9 +63,7 @@ OFTEN = "import pg_pong, sys; pg_pong.SAVE_EVERY = 2; sys.exit(pg_pong.main())"
 @pytest.mark.parametrize("again", [True, False])
 def test_a_full_disk_leaves_the_old_file_and_the_save_is_tried_again(trainer, saved, again):
     trainer.save.write_bytes(saved)
-    process = subprocess.Popen([sys.executable, "-c", OFTEN, "--resume", "--episodes", "10"], cwd=trainer.folder,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = trainer.start("--resume", "--episodes", 10, code=OFTEN)
     read_until(process, "Learning")
     while not children(process.pid):                       # there is the memory, whose size counts as a file's, too
         time.sleep(0.01)
@@ -120,10 +118,7 @@ def test_another_runs_file_is_kept_and_never_overwritten_and_our_own_is_replaced
     for name in "save.p", "save.p.1", "save.p.3":
         (trainer.folder / name).write_bytes(name.encode())
     (trainer.folder / "save.p.2").symlink_to("nowhere")
-    process = subprocess.Popen([sys.executable, "-c", OFTEN, "--batch-size", "2", "--episodes", "6"], text=True,
-                               cwd=trainer.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert process.communicate(timeout=60)[1] == (
+    assert trainer("--batch-size", 2, "--episodes", 6, code=OFTEN).err == (
         f"pg_pong.py: the old {trainer.save} is now {trainer.save}.4\n"   # in the first of three saves
         f"pg_pong.py: {trainer.save} holds 6 episodes; go on with --resume\n")
     assert sorted(os.listdir(trainer.folder)) == ["save.p", *(f"save.p.{end}" for end in (1, 2, 3, 4, "lock"))]
@@ -154,9 +149,9 @@ def test_a_full_standard_output_ends_the_training_saved(trainer):
     code = ("import os, pg_pong; learn, full = pg_pong.learn_from_batch, os.open('/dev/full', os.O_WRONLY); "
             "pg_pong.learn_from_batch = lambda run, w: (len(run.scores) == 4 and os.dup2(full, 1), learn(run, w))[1]; "
             "pg_pong.main()")
-    result = subprocess.run([sys.executable, "-c", code, "--batch-size", "2"], cwd=trainer.folder, text=True,
-                            capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
-    assert "[Errno 28]" in result.stderr and result.returncode != 0 and len(trainer.load()[1]["scores"]) == 6
+    process = trainer.start("--batch-size", 2, code=code)
+    assert "[Errno 28]" in process.communicate(timeout=60)[1] and process.returncode == 1
+    assert len(trainer.load()[1]["scores"]) == 6
     with open("/dev/full", "w") as full:
         process = subprocess.run([sys.executable, ROOT / "pg_pong.py"], cwd=trainer.folder, stdout=full, timeout=60,
                                  stderr=subprocess.PIPE, text=True)
@@ -311,5 +306,4 @@ print(sorted(model), len(set(ps)) > 50)
 
 def test_a_script_that_knows_nothing_of_us_plays_with_our_file(trainer, saved):
     trainer.save.write_bytes(saved)
-    result = subprocess.run([sys.executable, "-c", PLAYER], cwd=trainer.folder, capture_output=True, text=True)
-    assert result.stdout == "['W1', 'W2'] True\n", result.stderr
+    assert trainer(code=PLAYER).out == "['W1', 'W2'] True\n"

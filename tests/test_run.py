@@ -26,11 +26,10 @@ def test_any_workers_forked_or_spawned_give_the_same_run_to_the_last_bit(trainer
     code = ("import multiprocessing, threading, pg_pong; pg_pong.PROCESSES = multiprocessing.get_context(%r); "
             "learn = pg_pong.learn_from_batch; pg_pong.learn_from_batch = lambda *a: (learn(*a), "
             "print(multiprocessing.active_children()))[0]; pg_pong.main(); print(*threading.enumerate(), sep='\\n')")
-    result = subprocess.run([sys.executable, "-c", code % method, *RUN, "--workers", str(workers)], cwd=trainer.folder,
-                            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
-    assert result.stdout.lower().count(f"<{method}process") == 3 * workers, result.stderr
-    assert result.stderr == f"pg_pong.py: {trainer.save} holds 12 episodes; go on with --resume\n"
-    assert "_MainThread" in result.stdout and "_ExecutorManagerThread" not in result.stdout    # the pool has ended
+    result = trainer(*RUN, "--workers", workers, code=code % method)
+    assert result.out.lower().count(f"<{method}process") == 3 * workers
+    assert result.err == f"pg_pong.py: {trainer.save} holds 12 episodes; go on with --resume\n"
+    assert "_MainThread" in result.out and "_ExecutorManagerThread" not in result.out          # the pool has ended
     assert same(trainer.load(), reference[0])
 
 def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, reference):
@@ -74,8 +73,7 @@ def test_the_first_pickle_is_the_bare_model_and_the_second_holds_the_rest(refere
         "W1": ((200, 6400), "float32"), "W2": ((200,), "float32")}
     assert all(w.flags.c_contiguous for w in weights.values())
     assert set(rest) == {"settings", "scores", "steps", "seconds", "rmsprop_cache"}
-    assert rest["settings"] == {
-        "batch_size": 4, "learning_rate": 1e-3, "gamma": 0.99, "decay_rate": 0.99, "seed": 1}
+    assert rest["settings"] == {"batch_size": 4, "learning_rate": 1e-3, "gamma": 0.99, "decay_rate": 0.99, "seed": 1}
     assert {k: (type(w), len(w)) for k, w in rest["rmsprop_cache"].items()} == {
         "W1": (bytes, 4 * 200 * 6400), "W2": (bytes, 4 * 200)}
     assert {type(score) for score in rest["scores"]} == {int} and len(rest["scores"]) == 12

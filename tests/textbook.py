@@ -39,8 +39,7 @@ def backward(W1, W2, X, Hs, dlogits):
     return np.dot(dH.T, X), dW2
 
 def step(env, action, held, rng):
-    """An action for 2 to 4 frames; a frame keeps the action held so far with probability 0.25. -> frame, reward, over,
-    the action held."""
+    """2 to 4 frames, of which each keeps the action held with probability 0.25. -> frame, reward, over, action held."""
     reward = 0
     for _ in range(rng.integers(2, 5)):
         held = held if rng.random() < 0.25 else action

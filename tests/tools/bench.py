@@ -1,7 +1,6 @@
 """How fast is the trainer? Compared with the bare emulator and a textbook loop, in alternating rounds.
 
-    python tests/tools/bench.py [--rounds 5] [--episodes 100] [--workers 1 2] [--save save.p]
-                                [--against older_pg_pong.py [--against-save save.p]]
+    python tests/tools/bench.py [--rounds 5] [--episodes 100] [--workers 1 2] [--save save.p] [--against older.py]
 
 Machines are shared and their clocks wander, so only ratios within one run mean anything: the medians over the rounds.
 Starting up and the first batch do not count, and each round plays the same games: those of a run's beginning or, if
@@ -60,8 +59,7 @@ def trainer(script, workers, episodes, save):
                 flags += ["--seed", "0", "--learning-rate", "1e-3"]
             else:
                 shutil.copy(save, f"{folder}/save.p")
-                before = rest(save)
-                count += before["episode_number"] if "episode_number" in before else len(before["scores"])
+                count += len(rest(save)["scores"])
                 flags += ["--resume"]
             process = subprocess.Popen([sys.executable, script, *flags, "--episodes", str(count)], text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -77,11 +75,8 @@ def main():
     parser.add_argument("--episodes", type=int, default=100, help="per measurement of a trainer (default: 100)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--against", metavar="SCRIPT", help="an older version to compare with")
-    parser.add_argument("--save", metavar="FILE", help="a run that the trainer goes on with")
-    parser.add_argument("--against-save", metavar="FILE", help="a run that the older version goes on with")
+    parser.add_argument("--save", metavar="FILE", help="a run to go on with; take at least 60 episodes then")
     args, rounds = parser.parse_args(), []
-    if args.save and args.episodes < 60:
-        parser.error("a trained agent's episodes differ in length: take at least 60")
     for number in range(args.rounds):
         rounds.append({"textbook loop": textbook_loop(10)})
         for n in args.workers:
@@ -89,7 +84,7 @@ def main():
                 rounds[-1][f"bare emulator x{n}"] = sum(pool.map(bare, [args.episodes / 10] * n, chunksize=1))
             rounds[-1][f"trainer x{n}"] = trainer(TESTS.parent / "pg_pong.py", n, args.episodes, args.save)
             if args.against:
-                rounds[-1][f"older trainer x{n}"] = trainer(args.against, n, args.episodes, args.against_save)
+                rounds[-1][f"older trainer x{n}"] = trainer(args.against, n, args.episodes, args.save)
         print(f"round {number + 1}, steps/s:", ", ".join(f"{k} {v:.0f}" for k, v in rounds[-1].items()), flush=True)
     for n in args.workers:
         for other in [f"bare emulator x{n}", "textbook loop"] + [f"older trainer x{n}"] * bool(args.against):

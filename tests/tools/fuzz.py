@@ -3,8 +3,7 @@
     python tests/tools/fuzz.py --files 5000 [--seed 0]
 
 The mutants are of the shipped save.p. Each goes to a child process, so that a crash is counted and is not the end. load
-must return a run or refuse the file with one line, and an audit hook must see nothing but the reading of it: no import,
-no other file.
+must return a run or refuse the file with one line, and an audit hook must see nothing but the reading of it.
 """
 import argparse
 import contextlib
