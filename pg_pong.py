@@ -1,17 +1,17 @@
 """Learn Atari Pong from raw pixels by policy gradients: one file of numpy.
 
-    python pg_pong.py               learn from scratch until Ctrl-C, saving to save.p along the way
-    python pg_pong.py --resume      go on from save.p as if it had never stopped
-    python pg_pong.py --watch       show games of the agent in save.p, in a window or the terminal
-    python pg_pong.py --eval 100    play 100 episodes without learning, and report the score
-    python pg_pong.py --plot        draw what was learned, to pong.png
+    python pg_pong.py             learn from scratch until Ctrl-C, saving to save.p along the way
+    python pg_pong.py --resume    go on from save.p as if it had never stopped
+    python pg_pong.py --watch     show games of the agent in save.p, in a window or the terminal
+    python pg_pong.py --eval 100  play 100 episodes without learning, and report the score
+    python pg_pong.py --plot      draw what was learned, to pong.png
 
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions before a point won more
 likely, and those before a point lost less likely. What differs from the script it links to:
 1. The learning rate is 1e-3, not 1e-4. The post states none, but 1e-3 reproduces its result.
-2. The game is Pong-v0 of 2016 on today's emulator, cut off after 108,000 frames, not 10,000 steps.
-3. An episode is a function of weights, seed and number: any process can play it, at any time.
+2. The game is Pong-v0 of 2016 on today's emulator. It ends after 108,000 frames, not 10,000 steps.
+3. An episode depends on weights, seed and number alone, so any process can play it, at any time.
 4. save.p holds the whole run, and the weights are float32.
 """
 import argparse
@@ -39,15 +39,15 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "gamma": 0.99,           # discount factor of rewards, per step
     "decay_rate": 0.99,      # of RMSProp's running mean of squared gradients
-    "seed": 0,               # of all chance
+    "seed": 0,               # of all random numbers
 }
 D, H = 80 * 80, 200          # the network: input pixels, hidden neurons
 SAVE_EVERY = 100             # episodes
-NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right is up
+NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right moves up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
 # 1 for paddles and ball, 0 for the background. The background has the color codes 0, 34 and 228,
-# or in RGB the red values 0, 109 and 144. Codes come from the emulator 20 times faster.
+# or in the post's RGB frames the reds 0, 109 and 144. Training takes codes: 20 times faster.
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
@@ -64,10 +64,10 @@ def new_model(rng):
 
 def policy_forward(model, x):
     """Difference frame x (6400,) -> probability of UP, hidden layer h (200,)."""
-    moved, = (x != 0).nonzero()           # some 20 pixels
+    moved = (x != 0).nonzero()[0]         # some 20 pixels
     h = model["W1"][:, moved] @ x[moved]  # W1 @ x, as the others are 0
     h = np.maximum(h, 0)                  # relu
-    logit = np.float64(model["W2"] @ h)
+    logit = np.float64(model["W2"] @ h)   # room for exp
     p = 1 / (1 + np.exp(-logit))          # sigmoid
     return p, h
 
@@ -76,7 +76,7 @@ def policy_backward(model, xs, hs, dlogits):
     dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
     dhs[hs <= 0] = 0  # relu
-    # dW1 = dhs.T @ xs, summed over parts of 64 steps, as few pixels move in each
+    # dW1 = dhs.T @ xs, by 64 steps at a time, without the pixels that stay 0 in them
     dW1 = np.zeros_like(model["W1"])
     for t in range(0, len(xs), 64):
         x = np.array(xs[t:t + 64])
@@ -84,9 +84,9 @@ def policy_backward(model, xs, hs, dlogits):
         dW1[:, moved] += dhs[t:t + 64].T @ x[:, moved]
     return {"W1": dW1, "W2": dW2}
 
-# ---- returns: an action is as good as the point that comes after it
+# ---- returns: an action is as good as the next point, discounted
 def discount_rewards(rewards, gamma):
-    """The return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, begun anew at a point."""
+    """The return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, restarted at each point."""
     returns = np.zeros(len(rewards))
     running = 0.0
     for t in reversed(range(len(rewards))):  # a point ends a rally: what comes later does not count
@@ -96,7 +96,7 @@ def discount_rewards(rewards, gamma):
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
 def make_env(**kw):
-    """The emulator without randomness of its own: step() brings it. Ends after 108,000 frames."""
+    """The emulator without its own randomness, which step() adds. Ends after 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **kw).unwrapped
 
@@ -117,9 +117,9 @@ def play(env, model, rng):
     held = NOOP
     while not env.ale.game_over():
         previous, picture = picture, prepro(env.ale.getScreen())
-        x = picture - previous              # difference frame: what moves, and where. 0 at first
+        x = picture - previous  # difference frame: what moves, and where. 0 at first
         p, h = policy_forward(model, x)
-        up = rng.random() < p               # the action is sampled: that is how it explores
+        up = rng.random() < p  # the action is sampled: that is how it explores
         reward, held = step(env, UP if up else DOWN, held, rng)
         yield x, h, p, up, reward
 
@@ -127,11 +127,11 @@ def learn_from_episode(env, model, rng, gamma):
     """Play an episode. Returns its policy gradient, a dict like the model, and its rewards."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     returns = discount_rewards(rewards, gamma)
-    advantages = (returns - returns.mean()) / (returns.std() or 1)  # 1: if they are all equal
+    advantages = (returns - returns.mean()) / (returns.std() or 1)  # less a baseline, the mean
     # Pretend that the action taken was right, and take it as the label. Then label - p is the
     # gradient of log p(action) with respect to the logit: along it, the action gets likelier.
-    # Times the advantage, what went better than average gets likelier, what went worse unlikelier.
-    labels = np.array(ups, float)           # 1 for UP, 0 for DOWN
+    # Times the advantage, what went better than average gets likelier, what went worse less likely.
+    labels = np.array(ups, float)  # 1 for UP, 0 for DOWN
     dlogits = (labels - np.array(ps)) * advantages
     gradient = policy_backward(model, xs, np.array(hs), dlogits.astype(np.float32))
     return gradient, rewards
@@ -145,7 +145,7 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
     return model, cache
 
 # ---- training loop: play a batch, sum the gradients, update, print
-# A run, all of which is in save.p. Its scores: one per episode
+# A run, all of which is in save.p. It has one score per episode
 Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")
 
 def new_run(settings, model=None):
@@ -156,9 +156,9 @@ def new_run(settings, model=None):
 def learn_from_batch(run, workers):
     """Returns the run after one more batch. Its n-th episode draws from default_rng([seed, n])."""
     began = time.monotonic()
-    batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()  # as in SETTINGS
+    batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()  # in this order
     seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    # the same as [learn_from_episode(env, run.model, default_rng(s), gamma) for s in seeds]
+    # in parallel: [learn_from_episode(env, run.model, default_rng(s), gamma) for s in seeds]
     batch = list(rollouts(workers, run.model, seeds, gamma))
     gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
@@ -175,17 +175,17 @@ def train(run, episodes, workers):
     """Yields the run after each batch, until it has that many episodes."""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
-        yield run  # to be saved
+        yield run  # for train_and_save()
         score = np.mean(run.scores[-run.settings["batch_size"]:])
         print(f"episode {len(run.scores)}  score {score:+.1f}  "
               f"running mean {running_means(run.scores)[-1]:+.2f}  "
               f"{run.steps / run.seconds:.0f} steps/s  {run.seconds / 3600:.2f} h", flush=True)
 
-# Here the algorithm ends. What follows is plumbing: files, processes, pictures, flags.
-# ---- checkpoint: save.p is two pickles, first the model alone, for any script, then the rest
+# Here the algorithm ends. What follows is plumbing.
+# ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
 def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
-    saved = run  # as long as it has no scores, a file at path is another's
+    saved = run  # while it has no scores, a file at path is another run's
     try:
         for run in train(run, episodes, workers):
             due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
@@ -288,7 +288,7 @@ def on_stop_signals(handler):
             signal.signal(number, handler)
 
 def shared_model(memory):
-    """W1 and W2 in memory that the processes share: to send them takes 10% longer."""
+    """W1 and W2 in memory that the processes share. Sending them would be 10% slower."""
     flat = np.frombuffer(memory, np.float32)
     return {"W1": flat[:H * D].reshape(H, D, order="F"), "W2": flat[H * D:]}
 
@@ -405,7 +405,7 @@ def evaluate(path, count, worker_count, seed):
     scores = []
     seeds = [[seed, n, 1] for n in range(count)]
     with start_workers(worker_count) as workers:
-        for _, rewards in rollouts(workers, run.model, seeds, gamma=1):
+        for _, rewards in rollouts(workers, run.model, seeds, gamma=1):  # gradients unused
             scores.append(sum(rewards))
             print(f"{len(scores)} of {count}", end="\r", file=sys.stderr, flush=True)
     mean = np.mean(scores)
@@ -454,9 +454,9 @@ def main():
     flag("--watch", metavar="GIF", nargs="?", const="", help="show games of the saved run, or draw")
     flag("--eval", metavar="N", type=limited(int, 2, 10**6), help="report the score of N episodes")
     flag("--plot", metavar="FILE", nargs="?", const="pong.png", help="draw the run (pong.png)")
-    flag("--render", action="store_true", help="train and show a game; r and Enter toggles it")
+    flag("--render", action="store_true", help="train and show a game; r and Enter toggle it")
     flag("--save", dest="path", default="save.p", help="where the run is saved (save.p)")
-    flag("--episodes", type=count, default=np.inf, help="stop at so many (on Ctrl-C)")
+    flag("--episodes", type=count, default=np.inf, help="stop at so many (never)")
     flag("--workers", type=count, default=os.cpu_count(), help="processes that play (one per core)")
     for name, default in SETTINGS.items():
         flag("--" + name.replace("_", "-"), type=limited(*LIMITS[name]), help=f"({default})")
@@ -495,6 +495,6 @@ if __name__ == "__main__":
         status = 130
     except (OSError, BrokenExecutor, ModuleNotFoundError) as problem:
         status = complain(problem) or 2
-    # or Python would wait for that pool
+    # or Python waits for a pool that hangs
     threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
     sys.exit(status)
