@@ -9,7 +9,7 @@
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions before a point won more
 likely, and those before a point lost less likely. What differs from the script it links to:
-1. The learning rate is 1e-3, not 1e-4. The post states none, but 1e-3 reproduces its result.
+1. The learning rate is 1e-3, not 1e-4. It is even with the opponent after 4,400 to 8,000 episodes.
 2. The game is Pong-v0 of 2016 on today's emulator. It ends after 108,000 frames, not 10,000 steps.
 3. An episode depends on weights, seed and number alone, so any process can play it, at any time.
 4. save.p holds the whole run, and the weights are float32.
