@@ -59,7 +59,7 @@ def new_model(rng):
     """Gaussian weights divided by the root of the number of inputs: W1 (200, 6400), W2 (200,)."""
     W1 = rng.standard_normal((H, D)) / np.sqrt(D)
     W2 = rng.standard_normal(H) / np.sqrt(H)
-    # order="F": a pixel's 200 weights lie side by side in memory, which is 8% faster
+    # order="F": a pixel's 200 weights lie side by side, which is 8% faster
     return {"W1": W1.astype(np.float32, order="F"), "W2": W2.astype(np.float32)}
 
 def policy_forward(model, x):
@@ -294,7 +294,7 @@ def shared_model(memory):
 
 @contextmanager
 def start_workers(count):
-    """A pool of processes that play, and the memory with the weights that they use."""
+    """A pool of processes that play, and the memory with their weights."""
     on_stop_signals(lambda number, frame: stop_signals.append(number))
     memory = PROCESSES.RawArray("f", H * D + H)
     pool = ProcessPoolExecutor(count, PROCESSES, begin_child, [memory])
@@ -330,9 +330,12 @@ def rollouts(workers, model, seeds, gamma):
     for k, weights in shared_model(memory).items():
         weights[:] = model[k]
     futures = [pool.submit(rollout, seed, gamma) for seed in seeds]
+    processes = [p for p in mp.active_children() if p.name != "window"]
     while futures:
         if stop_signals:
             raise KeyboardInterrupt
+        if not all(p.is_alive() for p in processes):  # the pool misses it in mid-message
+            raise BrokenExecutor("A worker terminated abruptly")
         if wait(futures[:1], timeout=0.2).done:
             moved, columns, dW2, rewards = futures.pop(0).result()
             dW1 = np.zeros_like(model["W1"])
@@ -343,8 +346,7 @@ def rollouts(workers, model, seeds, gamma):
 def show_games(newest_model, rng):
     """Show game after game, in a window or, if there is no display, in the terminal."""
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # no sound
-    if sys.platform == "linux":
-        os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11")  # not one that nobody sees
+    os.environ.setdefault("SDL_VIDEODRIVER", "wayland,x11,cocoa,windows")  # visible
     try:
         env = make_env(render_mode="human")
     except RuntimeError as problem:
@@ -403,9 +405,8 @@ def evaluate(path, count, worker_count, seed):
     """Play episodes. The 1 in their seeds sets them apart from those of training."""
     run = load(path)
     scores = []
-    seeds = [[seed, n, 1] for n in range(count)]
     with start_workers(worker_count) as workers:
-        for _, rewards in rollouts(workers, run.model, seeds, gamma=1):  # gradients unused
+        for _, rewards in rollouts(workers, run.model, [[seed, n, 1] for n in range(count)], 1):
             scores.append(sum(rewards))
             print(f"{len(scores)} of {count}", end="\r", file=sys.stderr, flush=True)
     mean = np.mean(scores)
@@ -427,10 +428,9 @@ def plot(path, file):
     tiles = np.pad(votes[chosen].reshape(4, 10, 80, 80), [(0, 0), (0, 0), (3, 3), (3, 3)])
     limit = np.percentile(np.abs(tiles), 99.8)
     figure = Figure(figsize=(10, 9), layout="constrained")
-    curve = figure.add_subplot(211, xlabel="episode", ylabel="score, running mean", title=
-                               f"{run.steps / 1e6:.1f} million steps, {run.seconds / 3600:.1f} h")
+    curve = figure.add_subplot(211, xlabel="episode", ylabel="score, running mean")
     curve.plot(run.scores, ",", running_means(run.scores), "-")
-    curve.axhline(0, color="black", linewidth=0.8)  # even with the opponent
+    curve.axhline(0, color="black", linewidth=0.8)  # even
     neurons = figure.add_subplot(212, xticks=[], yticks=[],
                                  title="40 neurons: white says UP, black says DOWN")
     neurons.imshow(np.hstack(np.hstack(tiles)), cmap="gray", vmin=-limit, vmax=limit)

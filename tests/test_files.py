@@ -54,9 +54,14 @@ def test_if_one_process_dies_all_end_within_seconds_and_what_can_be_saved_is(tra
         time.sleep(0.05)
     if victim == "a worker":
         first, second = process.stderr.read().splitlines()
-        assert first == (f"pg_pong.py: {trainer.save} holds {len(trainer.load()[1]['scores'])} episodes; "
-                         "go on with --resume")
+        assert first.endswith(f"save.p holds {len(trainer.load()[1]['scores'])} episodes; go on with --resume")
         assert second.startswith("pg_pong.py: A ") and "terminated abruptly" in second and process.returncode == 2
+
+def test_a_worker_killed_in_the_middle_of_its_message_ends_the_run(trainer):
+    code = ("import os, runpy, sys, multiprocessing.connection as c; send = c.Connection._send; "
+            "c.Connection._send = lambda self, data: send(self, data) if len(data) < 10**5 else (send(self, data[:9]), "
+            f"os.kill(os.getpid(), 9)); runpy.run_path({str(ROOT / 'pg_pong.py')!r}, run_name='__main__')")
+    assert trainer(*SHORT, code=code, status=2).err.endswith("saved\npg_pong.py: A worker terminated abruptly\n")
 
 OFTEN = "import pg_pong, sys; pg_pong.SAVE_EVERY = 2; sys.exit(pg_pong.main())"
 
@@ -89,8 +94,7 @@ def test_places_that_may_not_be_read_or_written_are_refused(trainer, saved):
         result = trainer(*flags, status=2, preexec_fn=obey)
         place.chmod(0o755)
         assert result.out == "" and trainer.save.read_bytes() == saved
-        wanted = rf"pg_pong.py: \[Errno 13\] Permission denied: '{trainer.save}(.lock)?'\n"
-        assert re.fullmatch(wanted, result.err), result.err
+        assert re.fullmatch(rf"pg_pong.py: \[Errno 13\] Permission denied: '{trainer.save}(.lock)?'\n", result.err)
     trainer.save.unlink()
     for make in os.mkdir, os.mkfifo:                       # what a device such as /dev/null is to root
         make(trainer.folder / make.__name__)
@@ -127,8 +131,7 @@ def test_another_runs_file_is_kept_and_never_overwritten_and_our_own_is_replaced
     assert not (trainer.folder / "save.p.2").exists()                      # nor is a link followed
 
 def test_what_was_saved_is_what_is_loaded(tmp_path, saved):
-    path = tmp_path / "save.p"
-    path.write_bytes(saved)
+    (path := tmp_path / "save.p").write_bytes(saved)
     run = pg_pong.load(str(path))
     assert pg_pong.save(run, str(path), keep_old=False) and path.read_bytes() == saved
     assert not pg_pong.save(run, str(tmp_path / "nowhere" / "save.p"), keep_old=False)

@@ -168,8 +168,7 @@ def test_a_stop_signal_ends_an_evaluation(played, terminals, number):
 
 @pytest.mark.parametrize("name, head", [("pong.png", b"\x89PNG"), ("other.svg", b"<?xml")])
 def test_plot_draws_what_its_name_says(played, name, head):
-    result = played("--plot", *([name] if name != "pong.png" else []))
-    assert result.err == ""
+    assert played("--plot", *([name] if name != "pong.png" else [])).err == ""
     assert (played.folder / name).read_bytes().startswith(head) and (played.folder / name).stat().st_size > 50_000
 
 @pytest.mark.parametrize("package, flags", [("matplotlib", ["--plot"]), ("PIL", ["--watch", "game.gif"])])
