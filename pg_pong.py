@@ -11,7 +11,7 @@ The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Po
 likely, and those before a point lost less likely. What differs from the script it links to:
 1. The learning rate is 1e-3, not 1e-4. It is even with the opponent after 4,400 to 8,000 episodes.
 2. The game is Pong-v0 of 2016 on today's emulator. It ends after 108,000 frames, not 10,000 steps.
-3. An episode depends on weights, seed and number alone, so any process can play it, at any time.
+3. An episode depends on weights, seed and number alone, so any process can play it.
 4. save.p holds the whole run, and the weights are float32.
 """
 import argparse
@@ -187,12 +187,11 @@ def train_and_save(run, path, episodes, workers):
     """Train until a stop signal comes or all is done, and save. Returns the exit status."""
     saved = run  # while it has no scores, a file at path is another run's
     try:
-        for run in train(run, episodes, workers):
-            due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
-            if due and save(run, path, keep_old=not saved.scores):
-                saved = run
-    except KeyboardInterrupt:
-        pass
+        with suppress(KeyboardInterrupt):
+            for run in train(run, episodes, workers):
+                due = len(run.scores) % SAVE_EVERY < run.settings["batch_size"]
+                if due and save(run, path, keep_old=not saved.scores):
+                    saved = run
     finally:
         if run is not saved and save(run, path, keep_old=not saved.scores):
             saved = run
@@ -242,7 +241,7 @@ def find_model(constants):
     """W1 and W2, float32 or float64, are the two long constants. Raises an exception if not."""
     constants = [c.encode("latin1") if isinstance(c, str) else c for c in constants]  # protocol 2
     W2, W1 = sorted([c for c in constants if len(c) >= 4 * H], key=len)
-    kinds = {4: np.float32, 8: np.float64}  # by bytes per number
+    kinds = {4: np.float32, 8: np.float64}  # bytes per number
     model = {"W1": np.frombuffer(W1, kinds[len(W1) // (H * D)]).reshape(H, D),
              "W2": np.frombuffer(W2, kinds[len(W2) // H]).reshape(H)}
     if not all(np.isfinite(w).all() for w in model.values()):
@@ -278,7 +277,7 @@ def lock(path):
             fail(f"another process is training on {path}; use another --save")
     return f
 
-# ---- processes: an episode depends on weights and seed alone, so any process can play it
+# ---- processes: any of them can play any episode
 PROCESSES = mp.get_context("fork" if sys.platform == "linux" else "spawn")
 stop_signals = []  # those that came
 
@@ -387,7 +386,7 @@ def read_keys(memory):
                 toggle_window(memory)
 
 def write_gif(file, model, rng):
-    """Draw an episode up to the first point it wins, and beside it what the network sees of it."""
+    """Draw an episode up to the first point it wins, and beside it what the network sees."""
     from PIL import Image
     env = make_env()
     images = []
@@ -431,8 +430,7 @@ def plot(path, file):
     curve = figure.add_subplot(211, xlabel="episode", ylabel="score, running mean")
     curve.plot(run.scores, ",", running_means(run.scores), "-")
     curve.axhline(0, color="black", linewidth=0.8)  # even
-    neurons = figure.add_subplot(212, xticks=[], yticks=[],
-                                 title="40 neurons: white says UP, black says DOWN")
+    neurons = figure.add_subplot(212, xticks=[], yticks=[], title="white says UP, black says DOWN")
     neurons.imshow(np.hstack(np.hstack(tiles)), cmap="gray", vmin=-limit, vmax=limit)
     figure.savefig(file)
 
@@ -493,8 +491,10 @@ if __name__ == "__main__":
         status = main()
     except KeyboardInterrupt:
         status = 130
-    except (OSError, BrokenExecutor, ModuleNotFoundError) as problem:
+    except (OSError, BrokenExecutor) as problem:
         status = complain(problem) or 2
+    except ImportError as problem:
+        status = complain(f"{problem}; try pip install matplotlib pillow") or 2
     # or Python waits for a pool that hangs
     threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
     sys.exit(status)

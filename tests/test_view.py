@@ -175,7 +175,7 @@ def test_plot_draws_what_its_name_says(played, name, head):
 def test_a_package_that_is_missing_is_named_in_one_line(played, tmp_path, package, flags):
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{package}'\")")
     result = played(*flags, status=2, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert result.err == f"pg_pong.py: No module named '{package}'\n"
+    assert result.err == f"pg_pong.py: No module named '{package}'; try pip install matplotlib pillow\n"
 
 @pytest.mark.parametrize("flags", ["--plot nowhere/pong.png", "--plot pong.xyz", "--plot pong.gif", "--watch pong",
                                    "--watch game.png", "--watch nowhere/pong.gif"])
