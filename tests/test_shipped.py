@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 from conftest import ROOT
-
 import pg_pong
 
 FLOOR = 2.8        # it was measured at +7.94 over 800 episodes; the mean of 8 has a standard error of 1.7

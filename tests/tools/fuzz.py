@@ -57,6 +57,7 @@ def main():
     places = [data.find(w.tobytes("C")) + end for part in (run.model, run.rmsprop_cache)
               for w in part.values() for end in (0, w.nbytes)]             # where the pickle's structure is
     hot = [(max(at - 150, 0), at + 150) for at in [0, *places, data.rfind(b"scores"), len(data)]]
+    b"x".decode("raw-unicode-escape")                      # pickletools uses it: its import is no mutant's doing
     sys.addaudithook(lambda event, args: events.append((event, args)))
     with tempfile.TemporaryDirectory() as folder:
         def work(number):
