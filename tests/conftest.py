@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")              # before numpy, or the textbook's products take long
-
 import gymnasium
 import numpy as np
 import pytest

@@ -3,7 +3,6 @@ import gymnasium
 import numpy as np
 import pytest
 import textbook
-
 import pg_pong
 
 def differences(episode):
@@ -13,7 +12,6 @@ def differences(episode):
 def test_two_batches_of_the_script_learn_what_two_batches_of_the_textbook_learn(trainer):
     """The same games, and weights and mean squared gradients that differ by float32 rounding: by 2e-5 learning rates or
     less, but for some 100 of 1,280,000 where gradients cancel out or a neuron is so near 0 that rounding decides.
-
     If a random number falls between the two roundings of p(UP), the games part: in one of a thousand such runs, but not
     with this seed. Should it on another kind of processor, take another seed."""
     assert pg_pong.SETTINGS == {"batch_size": 10, "learning_rate": 1e-3, "gamma": 0.99, "decay_rate": 0.99, "seed": 0}

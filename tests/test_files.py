@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DUMMY, ROOT, SHORT, Trainer, alive, children, parts, read_until, same
-
 import pg_pong
 
 @pytest.fixture(scope="module")

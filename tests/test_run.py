@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, Trainer, read_until, same
+import pg_pong
 
 BATCH = "--batch-size", "4", "--seed", "1"
 RUN = *BATCH, "--episodes", "12"
@@ -31,6 +32,12 @@ def test_any_workers_forked_or_spawned_give_the_same_run_to_the_last_bit(trainer
     assert result.err == f"pg_pong.py: {trainer.save} holds 12 episodes; go on with --resume\n"
     assert "_MainThread" in result.out and "_ExecutorManagerThread" not in result.out          # the pool has ended
     assert same(trainer.load(), reference[0])
+
+def test_training_without_workers_as_in_a_notebook_gives_the_same_run(reference):
+    *_, run = pg_pong.train(pg_pong.new_run(pg_pong.SETTINGS | {"batch_size": 4, "seed": 1}), 12)
+    weights, rest = reference[0]
+    assert run.scores == rest["scores"] and run.steps == rest["steps"] and same(run.model, weights)
+    assert {k: w.tobytes() for k, w in run.rmsprop_cache.items()} == rest["rmsprop_cache"]
 
 def test_a_run_stopped_and_resumed_twice_is_the_run_without_a_stop(trainer, reference):
     """Stopped in mid-batch, by Ctrl-C and by SIGTERM; what is lost is played again exactly."""
@@ -74,8 +81,6 @@ def test_the_first_pickle_is_the_bare_model_and_the_second_holds_the_rest(refere
     assert all(w.flags.c_contiguous for w in weights.values())
     assert set(rest) == {"settings", "scores", "steps", "seconds", "rmsprop_cache"}
     assert rest["settings"] == {"batch_size": 4, "learning_rate": 1e-3, "gamma": 0.99, "decay_rate": 0.99, "seed": 1}
-    assert {k: (type(w), len(w)) for k, w in rest["rmsprop_cache"].items()} == {
-        "W1": (bytes, 4 * 200 * 6400), "W2": (bytes, 4 * 200)}
     assert {type(score) for score in rest["scores"]} == {int} and len(rest["scores"]) == 12
     assert set(map(abs, rest["scores"])) <= set(range(22)) and len(set(rest["scores"])) > 1
     assert type(rest["steps"]) is int and 12 * 700 < rest["steps"] < 12 * 4000

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import DUMMY, HEADLESS, ROOT, Trainer, children, read_until, same
-
 import pg_pong
 
 SEED = 5                                                   # of a drawn game: it loses a point, and wins the next
