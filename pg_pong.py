@@ -9,7 +9,7 @@
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions before a point won more
 likely, and those before a point lost less likely. What differs from the script it links to:
-1. The learning rate is 1e-3, not 1e-4. With it, the score reaches 0 after 4,400 to 8,000 episodes.
+1. The learning rate is 1e-3, not 1e-4. The score reaches 0 after 4,400 to 8,000 episodes.
 2. The game is Pong-v0 of 2016 on today's emulator. It ends after 108,000 frames, not 10,000 steps.
 3. An episode depends on weights, seed and number alone, so any process can play it.
 4. save.p holds the whole run, and the weights are float32.
@@ -48,7 +48,7 @@ NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # 
 # ---- preprocessing: the screen becomes a small picture in black and white
 # 1 for paddles and ball, 0 for the background. The background has the color codes 0, 34 and 228,
 # or in the post's RGB frames the reds 0, 109 and 144. Codes are 20 times faster to get.
-LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))  # int8, since pictures are subtracted
+LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
     """(210, 160) codes or (210, 160, 3) RGB -> the playing field, halved: (6400,) of 0 and 1."""
@@ -313,7 +313,7 @@ def begin_child(memory):
     global env, model
     on_stop_signals(signal.SIG_IGN)
     threading.Thread(target=lambda: mp.parent_process().join() or os._exit(1), daemon=True).start()
-    env = make_env()
+    env = make_env() if mp.current_process().name != "window" else None
     model = shared_model(memory)
 
 def rollout(seed, gamma):
