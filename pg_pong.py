@@ -7,10 +7,10 @@
     python pg_pong.py --plot      draw what was learned, to pong.png
 
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
-(2016). Play, and sample each action from a policy. Then make the actions before a point won more
-likely, and those before a point lost less likely. What differs from the script it links to:
+(2016). Play, and sample each action from a policy. Then make those actions more likely that led
+to more than the average, and the others less likely. What differs from the script it links to:
 1. The learning rate is 1e-3, not 1e-4. The score reaches 0 after 4,400 to 8,000 episodes.
-2. The game is Pong-v0 of 2016 on today's emulator. It ends after 108,000 frames, not 10,000 steps.
+2. The game is Pong-v0 of 2016 on today's emulator. It may last 108,000 frames, not 10,000 steps.
 3. An episode depends on weights, seed and number alone, so any process can play it.
 4. save.p holds the whole run, and the weights are float32.
 """
@@ -46,8 +46,8 @@ SAVE_EVERY = 100             # episodes
 NOOP, UP, DOWN = ale_py.Action.NOOP, ale_py.Action.RIGHT, ale_py.Action.LEFT  # right moves up
 
 # ---- preprocessing: the screen becomes a small picture in black and white
-# 1 for paddles and ball, 0 for the background. The background has the color codes 0, 34 and 228,
-# or in the post's RGB frames the reds 0, 109 and 144. Codes are 20 times faster to get.
+# 1 for paddles and ball, 0 for the background: in the emulator's own color codes 0, 34 and 228,
+# in the post's RGB frames the reds 0, 109 and 144. Codes are 20 times faster to get.
 LIT = np.int8(~np.isin(range(256), [0, 34, 228, 109, 144]))
 
 def prepro(screen):
@@ -68,36 +68,38 @@ def policy_forward(model, x):
     moved = (x != 0).nonzero()[0]         # some 20 pixels
     h = model["W1"][:, moved] @ x[moved]  # W1 @ x, as the others are 0
     h = np.maximum(h, 0)                  # relu
-    logit = np.float64(model["W2"] @ h)   # float32 overflows at exp(89)
+    logit = np.float64(model["W2"] @ h)   # more digits for p
     p = 1 / (1 + np.exp(-logit))          # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
     """Backpropagation: dlogits (T,), hs (T, 200), xs (T, 6400) of an episode -> the gradient."""
-    dW2 = dlogits @ hs
     dhs = np.outer(dlogits, model["W2"])
     dhs[hs <= 0] = 0  # relu
-    # dW1 = dhs.T @ xs, by 64 steps at a time, without the pixels that stay 0 in them
-    dW1 = np.zeros_like(model["W1"])
+    return {"W1": sparse_product(dhs, xs), "W2": dlogits @ hs}
+
+def sparse_product(dhs, xs):
+    """dhs.T @ xs, by 64 steps at a time, without the pixels that stay 0 in them: faster."""
+    product = np.zeros((H, D), dhs.dtype, order="F")
     for t in range(0, len(xs), 64):
         x = np.array(xs[t:t + 64])
         moved = x.any(axis=0)
-        dW1[:, moved] += dhs[t:t + 64].T @ x[:, moved]
-    return {"W1": dW1, "W2": dW2}
+        product[:, moved] += dhs[t:t + 64].T @ x[:, moved]
+    return product
 
 # ---- returns: an action is as good as the next point, discounted
 def discount_rewards(rewards, gamma):
-    """The return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, restarted at each point."""
+    """The return of each step, (T,) float64: G_t = r_t + gamma G_{t+1}, anew at each point."""
     returns = np.zeros(len(rewards))
     running = 0.0
-    for t in reversed(range(len(rewards))):  # a point ends a rally: what comes later does not count
+    for t in reversed(range(len(rewards))):
         running = rewards[t] if rewards[t] != 0 else gamma * running
         returns[t] = running
     return returns
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
 def make_env(**kw):
-    """Pong without any randomness: step() adds it. An episode ends after 108,000 frames."""
+    """Pong without any randomness: step() adds it. Ends at 21 points, or after 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **kw).unwrapped
 
@@ -128,7 +130,7 @@ def learn_from_episode(env, model, rng, gamma):
     """Play an episode. Returns its policy gradient, a dict like the model, and its rewards."""
     xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
     returns = discount_rewards(rewards, gamma)
-    advantages = (returns - returns.mean()) / (returns.std() or 1)  # less a baseline, the mean
+    advantages = (returns - returns.mean()) / (returns.std() or 1)  # the mean is the baseline
     # Pretend that the action taken was right, and take it as the label. Then label - p is the
     # gradient of log p(action) with respect to the logit: along it, the action gets likelier.
     # Times the advantage, what went better than average gets likelier, what went worse less likely.
@@ -145,8 +147,7 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
     return model, cache
 
 # ---- training loop: play a batch, sum the gradients, update, print
-# A run, all of which is in save.p. It has one score per episode
-Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")
+Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")  # as in save.p
 
 def new_run(settings, model=None):
     """A run with the given model, or with a random one from default_rng([seed, 0])."""
@@ -157,11 +158,11 @@ def learn_from_batch(run, workers=None):
     """Returns the run after one more batch. A run's n-th episode uses default_rng([seed, n])."""
     began = time.monotonic()
     batch_size, learning_rate, gamma, decay_rate, seed = run.settings.values()  # in this order
-    seeds = [[seed, len(run.scores) + n] for n in range(1, batch_size + 1)]
-    if not workers:
+    seeds = [[seed, len(run.scores) + i] for i in range(1, batch_size + 1)]
+    if not workers:  # one episode after the other
         env = make_env()
         batch = [learn_from_episode(env, run.model, np.random.default_rng(s), gamma) for s in seeds]
-    else:  # the same in parallel
+    else:  # the same in parallel: what main() does
         batch = list(rollouts(workers, run.model, seeds, gamma))
     gradient = {k: sum(g[k] for g, _ in batch) for k in run.model}
     model, cache = rmsprop(run.model, run.rmsprop_cache, gradient, learning_rate, decay_rate)
@@ -178,7 +179,7 @@ def train(run, episodes, workers=None):
     """Yields the run after each batch, until it has that many episodes."""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
-        yield run  # for train_and_save()
+        yield run  # before printing, which may fail
         score = np.mean(run.scores[-run.settings["batch_size"]:])
         print(f"episode {len(run.scores)}  score {score:+.1f}  "
               f"running mean {running_means(run.scores)[-1]:+.2f}  "
@@ -242,9 +243,8 @@ def find_model(constants):
     """W1 and W2, float32 or float64, are the two long constants. Raises an exception if not."""
     constants = [c.encode("latin1") if isinstance(c, str) else c for c in constants]  # protocol 2
     W2, W1 = sorted([c for c in constants if len(c) >= 4 * H], key=len)
-    kinds = {4: np.float32, 8: np.float64}  # bytes per number
-    model = {"W1": np.frombuffer(W1, kinds[len(W1) // (H * D)]).reshape(H, D),
-             "W2": np.frombuffer(W2, kinds[len(W2) // H]).reshape(H)}
+    model = {"W1": np.frombuffer(W1, "fd"[len(W1) // (8 * H * D)]).reshape(H, D),  # float, double
+             "W2": np.frombuffer(W2, "fd"[len(W2) // (8 * H)]).reshape(H)}
     if not all(np.isfinite(w).all() for w in model.values()):
         raise ValueError("not finite")
     return {k: w.astype(np.float32, order="F") for k, w in model.items()}
