@@ -9,8 +9,8 @@
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions with a return above the
 average more likely, and the others less likely. What differs from the script it links to:
-1. The learning rate is 1e-3, not 1e-4. The running mean reaches 0 after 4,400 to 8,000 episodes.
-2. Pong-v0 runs on today's emulator, for at most 108,000 frames (36,000 steps), not 10,000 steps.
+1. The learning rate is 1e-3, not 1e-4. Three runs drew level after 4,400 to 8,000 episodes.
+2. Pong-v0 runs on today's emulator, for at most 108,000 frames (some 36,000 steps), not 10,000.
 3. An episode depends on weights, seed and number alone, so any process can play it.
 4. save.p holds the whole run, and the weights are float32.
 """
@@ -67,12 +67,12 @@ def policy_forward(model, x):
     moved = (x != 0).nonzero()[0]         # some 20 pixels
     h = model["W1"][:, moved] @ x[moved]  # W1 @ x, as the others are 0
     h = np.maximum(h, 0)                  # relu
-    logit = np.float64(model["W2"] @ h)   # more digits for p
+    logit = np.float64(model["W2"] @ h)   # float64, or p rounds to 1 too soon
     p = 1 / (1 + np.exp(-logit))          # sigmoid
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
-    """xs (T, 6400), hs (T, 200), the gradient of the logits (T,) -> the gradient of the model."""
+    """xs (T, 6400), hs (T, 200), the gradient by the logits (T,) -> the gradient by W1 and W2."""
     dhs = np.outer(dlogits, model["W2"])
     dhs[hs <= 0] = 0                 # relu
     dW1 = sparse_product(dhs.T, xs)  # dhs.T @ xs, but faster
@@ -138,7 +138,7 @@ def rmsprop(model, cache, gradient, learning_rate, decay_rate):
     return model, cache
 
 # ---- training loop: play a batch, sum the gradients, update, print
-Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")  # as in save.p
+Run = namedtuple("Run", "settings model rmsprop_cache scores steps seconds")  # save.p holds it
 
 def new_run(settings, model=None):
     """A run with the given model, or with a random one from default_rng([seed, 0])."""
@@ -167,7 +167,7 @@ def running_means(scores):
     return list(itertools.accumulate(scores, lambda mean, score: 0.99 * mean + 0.01 * score))
 
 def train(run, episodes, workers=None):
-    """Yields the run after each batch, until it has that many episodes."""
+    """Yields the run after each batch. To try: for run in train(new_run(SETTINGS), 100): pass"""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
         yield run  # before printing, which may fail
