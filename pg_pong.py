@@ -90,7 +90,7 @@ def discount_rewards(rewards, gamma):
 
 # ---- one episode: play it, and find the gradient that makes its good actions likelier
 def make_env(**kw):
-    """Pong without any randomness: step() adds it. Ends at 21 points, or after 108,000 frames."""
+    """Pong without chance: step() adds that of Pong-v0. Ends at 21 points or 108,000 frames."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0, **kw).unwrapped
 
@@ -119,7 +119,7 @@ def play(env, model, rng):
 
 def learn_from_episode(env, model, rng, gamma):
     """Play an episode. Returns its policy gradient, a dict like the model, and its rewards."""
-    xs, hs, ps, ups, rewards = zip(*play(env, model, rng))
+    xs, hs, ps, ups, rewards = zip(*play(env, model, rng))  # of T steps each
     returns = discount_rewards(rewards, gamma)
     advantages = (returns - returns.mean()) / (returns.std() or 1)  # the mean is the baseline
     # Pretend that the action taken was right, and take it as the label. Then label - p is the
@@ -170,7 +170,7 @@ def train(run, episodes, workers=None):
     """Yields the run after each batch. To try: for run in train(new_run(SETTINGS), 100): pass"""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
-        yield run  # before printing, which may fail
+        yield run  # to be saved, even if printing fails
         score = np.mean(run.scores[-run.settings["batch_size"]:])
         print(f"episode {len(run.scores)}  score {score:+.1f}  "
               f"running mean {running_means(run.scores)[-1]:+.2f}  "
