@@ -10,7 +10,7 @@ The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Po
 (2016). Play, and sample each action from a policy. Then make the actions with a return above the
 average more likely, and the others less likely. What differs from the script it links to:
 1. The learning rate is 1e-3, not 1e-4. Three runs drew level after 4,400 to 8,000 episodes.
-2. Pong-v0 runs on today's emulator, for at most 108,000 frames (some 36,000 steps), not 10,000.
+2. Pong-v0 runs on today's emulator, for some 36,000 steps (108,000 frames) at most, not 10,000.
 3. An episode depends on weights, seed and number alone, so any process can play it.
 4. save.p holds the whole run, and the weights are float32.
 """
@@ -72,11 +72,10 @@ def policy_forward(model, x):
     return p, h
 
 def policy_backward(model, xs, hs, dlogits):
-    """xs (T, 6400), hs (T, 200), the gradient by the logits (T,) -> the gradient by W1 and W2."""
+    """xs (T, 6400), hs (T, 200), gradient with respect to logits (T,) -> with respect to W1, W2."""
     dhs = np.outer(dlogits, model["W2"])
-    dhs[hs <= 0] = 0                 # relu
-    dW1 = sparse_product(dhs.T, xs)  # dhs.T @ xs, but faster
-    return {"W1": dW1, "W2": dlogits @ hs}
+    dhs[hs <= 0] = 0  # relu
+    return {"W1": sparse_product(dhs.T, xs), "W2": dlogits @ hs}
 
 # ---- returns: an action is as good as the next point, discounted
 def discount_rewards(rewards, gamma):
@@ -167,7 +166,7 @@ def running_means(scores):
     return list(itertools.accumulate(scores, lambda mean, score: 0.99 * mean + 0.01 * score))
 
 def train(run, episodes, workers=None):
-    """Yields the run after each batch. To try: for run in train(new_run(SETTINGS), 100): pass"""
+    """Yields the run after each batch, until it has that many episodes."""
     while len(run.scores) < episodes:
         run = learn_from_batch(run, workers)
         yield run  # to be saved, even if printing fails
@@ -205,12 +204,11 @@ def train_and_save(run, path, episodes, workers):
 
 def save(run, path, keep_old):
     """Write the run to path, wholly or not at all. Returns whether it worked."""
-    rest = run._asdict()
-    model, cache = rest.pop("model"), rest.pop("rmsprop_cache")
+    doc = {k: v for k, v in run._asdict().items() if k not in ("model", "rmsprop_cache")}
     try:
         with open(path + ".tmp", "wb") as f:
-            pickle.dump(model, f, protocol=4)
-            pickle.dump([json.dumps(rest), *(w.tobytes() for w in cache.values())], f, protocol=4)
+            pickle.dump({k: w.copy("C") for k, w in run.model.items()}, f, 4)
+            pickle.dump([json.dumps(doc), *(w.tobytes() for w in run.rmsprop_cache.values())], f, 4)
             f.flush()
             os.fsync(f.fileno())  # on the disk before the old file goes
         if keep_old and os.path.exists(path):
@@ -222,6 +220,8 @@ def save(run, path, keep_old):
         return True
     except OSError as problem:
         complain(f"cannot save to {path}: {problem.strerror}")
+        with suppress(OSError):
+            os.remove(path + ".tmp")
         return False
 
 LIMITS = {"batch_size": (int, 1, 100), "learning_rate": (float, 0, 1), "gamma": (float, 0, 1),
@@ -289,7 +289,7 @@ def on_stop_signals(handler):
             signal.signal(number, handler)
 
 def shared_model(memory):
-    """Weights that the processes share. order="F" puts a pixel's side by side: 8% faster."""
+    """Weights that the processes share. order="F" puts a pixel's 200 side by side: 8% faster."""
     flat = np.frombuffer(memory, np.float32)
     return {"W1": flat[:H * D].reshape(H, D, order="F"), "W2": flat[H * D:]}
 
@@ -324,7 +324,7 @@ def rollout(seed, gamma):
     return moved, gradient["W1"][:, moved], gradient["W2"], rewards
 
 def rollouts(workers, model, seeds, gamma):
-    """Gradient and rewards for each seed. Raises KeyboardInterrupt to stop, or BrokenExecutor."""
+    """Yields gradient and rewards by seed. Raises BrokenExecutor, or KeyboardInterrupt to stop."""
     pool, memory = workers
     for k, weights in shared_model(memory).items():
         weights[:] = model[k]
@@ -493,7 +493,7 @@ if __name__ == "__main__":
         status = 130
     except (OSError, BrokenExecutor) as problem:
         status = complain(problem) or 2
-    except ImportError as problem:
+    except ModuleNotFoundError as problem:
         status = complain(f"{problem}; try pip install matplotlib pillow") or 2
     # or Python waits for a pool that hangs
     threading.Thread(target=lambda: time.sleep(1) or os._exit(status or 0), daemon=True).start()
