@@ -75,7 +75,7 @@ def policy_backward(model, xs, hs, dlogits):
     """xs (T, 6400), hs (T, 200), gradient with respect to logits (T,) -> with respect to W1, W2."""
     dhs = np.outer(dlogits, model["W2"])
     dhs[hs <= 0] = 0  # relu
-    return {"W1": sparse_product(dhs.T, xs), "W2": dlogits @ hs}
+    return {"W1": sparse_product(dhs.T, xs), "W2": dlogits @ hs}  # dhs.T @ xs
 
 # ---- returns: an action is as good as the next point, discounted
 def discount_rewards(rewards, gamma):
