@@ -1,0 +1,148 @@
+"""What the tests share: the script as a command, its files, and its processes."""
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+SCRIPT = ROOT / "pg_pong.py"
+SHIPPED = ROOT / "save.p"
+PATIENCE = 60                          # seconds: none of what is waited for takes so long
+ONE_BATCH = ["--batch-size", 2, "--episodes", 2]
+
+# Patched runs import pg_pong, and processes that they spawn do so, too.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+ENVIRONMENT.pop("JPY_PARENT_PID", None)
+HEADLESS = {k: v for k, v in ENVIRONMENT.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+
+
+class Trainer:
+    """Runs pg_pong.py in a folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.save = folder / "save.p"
+
+    def start(self, *flags, patched=None, env=ENVIRONMENT, **kwargs):
+        """Start the script, or the file of that name in tests/patched. Returns its Popen."""
+        script = TESTS / "patched" / f"{patched}.py" if patched else SCRIPT
+        command = [sys.executable, script, *map(str, flags)]
+        kwargs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | kwargs
+        return subprocess.Popen(command, cwd=self.folder, env=env, text=True,
+                                stderr=subprocess.PIPE, **kwargs)
+
+    def __call__(self, *flags, status=0, **kwargs):
+        """Run to the end, which must have that exit status. Returns its out, err and lines."""
+        process = self.start(*flags, **kwargs)
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()  # and with it, its workers end
+        assert process.returncode == status, (process.returncode, out, err)
+        assert "Traceback" not in err, err
+        return SimpleNamespace(out=out, err=err, lines=(out or "").splitlines())
+
+    def load(self, name="save.p"):
+        return parts((self.folder / name).read_bytes())
+
+    def names(self):
+        """Of the files in the folder, but for the lock, which stays."""
+        return sorted(set(os.listdir(self.folder)) - {"save.p.lock"})
+
+
+def parts(data):
+    """Of the bytes of a save.p: the weights, and a dict of all the rest."""
+    f = io.BytesIO(data)
+    weights = pickle.load(f)
+    text, W1, W2 = pickle.load(f)
+    return weights, json.loads(text) | {"mean_square": {"W1": W1, "W2": W2}}
+
+
+def file_of(weights, rest):
+    """The opposite of parts."""
+    run = {k: v for k, v in rest.items() if k != "mean_square"}
+    second = [json.dumps(run), *rest["mean_square"].values()]
+    return pickle.dumps(weights, 4) + pickle.dumps(second, 4)
+
+
+def same(a, b):
+    """Equal to the last bit, all the way down, but for the time that it took."""
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def read_until(process, start):
+    """Read what the process prints up to the first line that starts like this. Returns it."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError((start, process.stderr.read()))
+
+
+def stop(process, number=signal.SIGINT):
+    """Send a stop signal to the process alone. Returns what it wrote to stderr until its end."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE)
+    return err
+
+
+def alive(pid):
+    """Whether this process is there, and no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return ") Z " not in stat
+
+
+def children(pid):
+    """The ids of the living processes that a trainer has begun: workers, and an open window."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            command = Path(f"/proc/{child}/cmdline").read_text() if alive(child) else ""
+            if alive(child) and "resource_tracker" not in command:
+                found.append(int(child))
+    return found
+
+
+def wait_until(condition):
+    """Look again and again until the condition holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def finish(process):
+    """Wait for the end of the process. Returns what it still wrote to stdout and stderr."""
+    try:
+        return process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+
+
+def session(leader):
+    """The ids of the living processes in the session that a process with this id began."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            words = (folder / "stat").read_text().rpartition(")")[2].split()
+            if words[0] != "Z" and int(words[3]) == leader:
+                found.append(int(folder.name))
+    return found
