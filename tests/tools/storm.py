@@ -1,10 +1,13 @@
-"""Kill the trainer again and again, at random moments, and see whether anything is lost.
+"""Kill processes of a training again and again, at random moments: is anything ever lost?
 
     python tests/tools/storm.py --kills 1000 [--seed 0]
 
-A run that saves after every episode is killed with SIGKILL (the trainer, its worker, or the whole process group, by
-turns of chance, inside the writing of save.p as well), and resumed. After each kill save.p must load and hold no less
-than before. At the end it must equal, bit for bit, a run of as many episodes that nobody disturbed.
+The training saves after every batch of two episodes. SIGKILL hits the trainer, its whole process
+group or, so that it has to be replaced, a worker. After a worker, the run goes on for a moment, and
+then its trainer gets SIGTERM or SIGKILL. Some of the kills hit while save.p is written.
+
+After each kill, the save must load, hold no less than before, and no process may be left. The
+training is resumed every time. In the end, it must be that of a calm run to the last bit.
 """
 import argparse
 import os
@@ -14,80 +17,123 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-import pg_pong
-from conftest import ROOT, same
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import PATIENCE, Trainer, children, same, session
 
-SCRIPT = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pg_pong; pg_pong.SAVE_EVERY = 1; pg_pong.main()"
+FLAGS = ["--batch-size", 2, "--workers", 2]
 
-def start(folder, *flags):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, "--workers", "1", "--batch-size", "1", *flags], cwd=folder,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-def session(leader):
-    """Ids of the processes in the session that a trainer began, zombies aside."""
-    stats = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            stats.append([path.parent.name, *path.read_text().rpartition(")")[2].split()])
-        except (FileNotFoundError, ProcessLookupError):    # it has just ended
-            continue
-    return [int(pid) for pid, state, _, _, number, *_ in stats if int(number) == leader and state != "Z"]
+def start(trainer, *flags):
+    """Begin the run, or resume it if there is a save."""
+    resume = ["--resume"] if trainer.save.exists() else []
+    return trainer.start(*FLAGS, *resume, *flags, patched="saves_often", start_new_session=True,
+                         stdout=subprocess.DEVNULL)
 
-def wait_while(condition, seconds):
-    end = time.monotonic() + seconds
+
+def wait_while(condition):
+    """Look every millisecond whether the condition still holds, and give up at some time."""
+    end = time.monotonic() + PATIENCE
     while condition() and time.monotonic() < end:
-        time.sleep(0.002)
+        time.sleep(0.001)
 
-def storm(folder, kills, chance):
-    """Returns the episodes that there are after so many kills, and counts of what happened."""
-    save, temporary, episodes = folder / "save.p", folder / "save.p.tmp", 0
-    counts = dict(trainer=0, worker=0, group=0, writing=0, unreadable=0, lost=0, left_behind=0)
+
+def wait_for_moment(trainer, process, chance):
+    """Wait for any moment, and sometimes for the next one at which a save is written."""
+    time.sleep(chance.uniform(0.1, 1.5))
+    if chance.random() < 0.4:
+        file = trainer.folder / "save.p.tmp"
+        wait_while(lambda: not file.exists() and process.poll() is None)
+        time.sleep(chance.uniform(0, 0.02))
+    check_that_it_runs(process)
+
+
+def check_that_it_runs(process):
+    if process.poll() is not None:
+        sys.exit(f"the training has ended by itself:\n{process.stderr.read()}")
+
+
+def kill(process, victim, chance):
+    """Kill this victim, and end the run if that did not. Returns who was really killed."""
+    workers = children(process.pid)
+    if victim == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif victim == "worker" and workers:
+        os.kill(chance.choice(workers), signal.SIGKILL)
+        time.sleep(chance.uniform(0, 0.5))
+        check_that_it_runs(process)
+        process.send_signal(chance.choice([signal.SIGTERM, signal.SIGKILL]))
+    else:
+        victim = "trainer"
+        process.kill()
+    return victim
+
+
+def end_what_is_left(process):
+    """Returns how many processes do not end by themselves when the trainer has ended."""
+    wait_while(lambda: session(process.pid))
+    left = session(process.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    return len(left)
+
+
+def storm(trainer, kills, chance):
+    """Returns how many episodes there are after so many kills, and counts of what happened."""
+    counts = Counter()
+    episodes = 0
     for number in range(1, kills + 1):
-        process = start(folder, *(["--resume"] if save.exists() else []))
-        if chance.random() < 0.3:                          # inside the write: after the temporary file appears
-            wait_while(lambda: not temporary.exists() and process.poll() is None, 10)
-            time.sleep(chance.uniform(0, 0.03))
-        else:
-            time.sleep(chance.uniform(0.2, 3.0))
-        victim, workers = chance.choice(["trainer", "worker", "group"]), set(session(process.pid)) - {process.pid}
+        process = start(trainer)
+        wait_for_moment(trainer, process, chance)
+        is_writing = (trainer.folder / "save.p.tmp").exists()
+        victim = kill(process, chance.choice(["trainer", "worker", "group"]), chance)
         counts[victim] += 1
-        counts["writing"] += temporary.exists()
-        if victim == "group":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            os.kill(max(workers) if victim == "worker" and workers else process.pid, signal.SIGKILL)
-        wait_while(lambda: session(process.pid), 10)       # all must end: the others by themselves
-        for pid in session(process.pid):
-            counts["left_behind"] += 1
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
-        if episodes or save.exists():
-            try:
-                before, episodes = episodes, len(pg_pong.load(str(save)).scores)
-                counts["lost"] += episodes < before
-            except (OSError, SystemExit):                  # load has said why
-                counts["unreadable"] += 1
-        print(number, "kills,", episodes, "episodes,", counts, flush=True)
+        counts["in a write"] += is_writing
+        counts["left behind"] += end_what_is_left(process)
+        before = episodes
+        episodes = episodes_in(trainer, counts)
+        counts["with less than before"] += episodes < before
+        print(number, "kills,", episodes, "episodes,", dict(counts), flush=True)
     return episodes, counts
+
+
+def episodes_in(trainer, counts):
+    """Of the save. Counts it as unreadable if it is."""
+    if not trainer.save.exists():
+        return 0
+    try:
+        _, rest = trainer.load()
+    except Exception as problem:
+        counts["unreadable"] += 1
+        print("cannot be read:", repr(problem))
+        return 0
+    return len(rest["scores"])
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as calm:
-        episodes, counts = storm(Path(folder), args.kills, random.Random(args.seed))
-        for where, flags in (folder, ["--resume"] if episodes else []), (calm, []):
-            start(where, *flags, "--episodes", str(episodes + 1)).communicate()        # it still learns
-        stormy, undisturbed = (pg_pong.load(f"{where}/save.p")._asdict() for where in (folder, calm))
-        identical, others = same(stormy, undisturbed), set(os.listdir(folder)) - {"save.p", "save.p.lock"}
-    print(f"{args.kills} kills, {counts['unreadable']} unreadable files, {counts['lost']} with less than before, "
-          f"{counts['left_behind']} processes left behind, other files {sorted(others)}; after "
-          f"{len(stormy['scores'])} episodes {'bit-identical to' if identical else 'DIFFERENT FROM'} a calm run")
-    sys.exit(0 if identical and not others and not sum(counts[k] for k in ("unreadable", "lost", "left_behind")) else 1)
+    with tempfile.TemporaryDirectory() as stormy, tempfile.TemporaryDirectory() as quiet:
+        trainer = Trainer(Path(stormy))
+        calm = Trainer(Path(quiet))
+        episodes, counts = storm(trainer, args.kills, random.Random(args.seed))
+        for each in trainer, calm:
+            start(each, "--episodes", episodes + 2).communicate()  # it still learns
+        identical = same(trainer.load(), calm.load())
+        final = episodes_in(trainer, counts)
+        others = [name for name in trainer.names() if name != "save.p"]
+    faults = counts["unreadable"], counts["with less than before"], counts["left behind"]
+    print(f"{args.kills} kills, {faults[0]} unreadable files, {faults[1]} with less than before, "
+          f"{faults[2]} processes left behind, other files {others}; after {final} episodes "
+          f"{'bit-identical to' if identical else 'DIFFERENT FROM'} a calm run")
+    is_well = identical and final == episodes + 2 and not others and not any(faults)
+    sys.exit(0 if is_well else 1)
+
 
 if __name__ == "__main__":
     main()
