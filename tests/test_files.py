@@ -1,311 +1,764 @@
-"""No night is lost, no file does harm, files go to and fro."""
-import codecs
+"""Files: what fits is read right, what does not is refused, no file does harm, no night is lost."""
 import ctypes
-import json
+import errno
+import io
 import os
 import pickle
+import pickletools
 import re
 import resource
-import signal
+import shlex
+import struct
 import subprocess
 import sys
-import time
-from pathlib import Path
+from collections import OrderedDict
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import DUMMY, ROOT, SHORT, Trainer, alive, children, parts, read_until, same
+from helpers import (ENVIRONMENT, ONE_BATCH, ROOT, SHIPPED, TESTS, file_of, parts, read_until, same,
+                     stop)
+
 import pg_pong
 
+W1 = np.zeros((200, 6400), np.float32)
+W2 = np.zeros(200, np.float32)
+
+
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The bytes of a real save.p after two episodes."""
-    trainer = Trainer(tmp_path_factory.mktemp("saved"))
-    trainer(*SHORT)
-    return trainer.save.read_bytes()
+def weights():
+    rng = np.random.default_rng(0)
+    return {"W1": rng.standard_normal((200, 6400), np.float32),
+            "W2": rng.standard_normal(200, np.float32)}
 
-def pickles(*parts):
-    return b"".join(pickle.dumps(part, 4) for part in parts)
 
-def file_of(weights, rest):
-    """The opposite of parts."""
-    text = json.dumps({k: v for k, v in rest.items() if k != "rmsprop_cache"})
-    return pickles(weights, [text, *(rest["rmsprop_cache"] or {}).values()])
+@pytest.fixture(scope="module")
+def trained():
+    """A run after an episode of pg_pong.train."""
+    settings = pg_pong.Settings(batch_size=1)
+    return next(pg_pong.train(pg_pong.new_run(settings), 1))
 
-@pytest.mark.parametrize("command, proof", [("storm.py --kills 4", "bit-identical to a calm run"),
-                                            ("fuzz.py --files 100", "0 crashed, 0 misled or hung")])
-def test_a_storm_of_kills_loses_nothing_and_fuzzed_files_harm_nothing(command, proof):
-    result = subprocess.run(f"{sys.executable} {ROOT}/tests/tools/{command}".split(), capture_output=True, text=True)
-    assert result.returncode == 0 and proof in result.stdout, result.stdout + result.stderr
 
-# ---- durable
+# An audit hook hears of all that Python is about to do. It cannot be taken away again.
+audit = SimpleNamespace(events=None)
 
-@pytest.mark.parametrize("victim", ["a worker", "the trainer"])
-def test_if_one_process_dies_all_end_within_seconds_and_what_can_be_saved_is(trainer, victim):
-    process = trainer.start("--workers", 3, "--batch-size", 4, "--render", env=DUMMY)
-    read_until(process, "episode 4 ")
-    started, end = children(process.pid), time.monotonic() + 10
-    assert len(started) == 4                               # the workers and the window
-    os.kill(started[0] if victim == "a worker" else process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
-    while any(map(alive, started)):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    if victim == "a worker":
-        first, second = process.stderr.read().splitlines()
-        assert first.endswith(f"save.p holds {len(trainer.load()[1]['scores'])} episodes; go on with --resume")
-        assert second.startswith("pg_pong.py: A ") and "terminated abruptly" in second and process.returncode == 2
 
-def test_a_worker_killed_in_the_middle_of_its_message_ends_the_run(trainer):
-    code = ("import os, runpy, sys, multiprocessing.connection as c; send = c.Connection._send; "
-            "c.Connection._send = lambda self, data: send(self, data) if len(data) < 10**5 else (send(self, data[:9]), "
-            f"os.kill(os.getpid(), 9)); runpy.run_path({str(ROOT / 'pg_pong.py')!r}, run_name='__main__')")
-    assert trainer(*SHORT, code=code, status=2).err.endswith("saved\npg_pong.py: A worker terminated abruptly\n")
+def listen(event, args):
+    if audit.events is not None:
+        audit.events.append((event, args))
 
-OFTEN = "import pg_pong, sys; pg_pong.SAVE_EVERY = 2; sys.exit(pg_pong.main())"
 
-@pytest.mark.parametrize("again", [True, False])
-def test_a_full_disk_leaves_the_old_file_and_the_save_is_tried_again(trainer, saved, again):
-    trainer.save.write_bytes(saved)
-    process = trainer.start("--resume", "--episodes", 10, code=OFTEN)
-    read_until(process, "Learning")
-    while not children(process.pid):                       # there is the memory, whose size counts as a file's, too
-        time.sleep(0.01)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, -1))
-    read_until(process, "episode 6 ")                      # the save of episode 4 has failed
-    assert trainer.save.read_bytes() == saved
-    if again:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (-1, -1))
-    first, *more, closing = process.communicate(timeout=60)[1].splitlines()
-    assert {first, *more} == {f"pg_pong.py: cannot save to {trainer.save}: File too large"}
-    assert sorted(os.listdir(trainer.folder)) == ["save.p", "save.p.lock"]
-    episodes = len(trainer.load()[1]["scores"])
-    assert (episodes, process.returncode) == ((10, 0) if again else (2, 1))
-    assert closing == f"pg_pong.py: {trainer.save} holds {episodes} episodes; go on with --resume"
+sys.addaudithook(listen)
 
-def test_places_that_may_not_be_read_or_written_are_refused(trainer, saved):
-    def obey():                                            # permissions, even if root runs the tests
-        for capability in 1, 2:                            # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)           # PR_CAPBSET_DROP; fails harmlessly if not root
-    trainer.save.write_bytes(saved)
-    for place, mode, flags in (trainer.folder, 0o555, []), (trainer.save, 0, ["--resume"]):
-        place.chmod(mode)
-        result = trainer(*flags, status=2, preexec_fn=obey)
-        place.chmod(0o755)
-        assert result.out == "" and trainer.save.read_bytes() == saved
-        assert re.fullmatch(rf"pg_pong.py: \[Errno 13\] Permission denied: '{trainer.save}(.lock)?'\n", result.err)
-    trainer.save.unlink()
-    for make in os.mkdir, os.mkfifo:                       # what a device such as /dev/null is to root
-        make(trainer.folder / make.__name__)
-        assert trainer("--save", make.__name__, *SHORT, status=2).err == (
-            f"pg_pong.py: {trainer.folder / make.__name__} is no regular file; use another --save\n")
-    assert sorted(os.listdir(trainer.folder)) == ["mkdir", "mkfifo", "save.p.lock"]
-    assert (trainer.folder / "mkfifo").is_fifo()
 
-def test_two_trainers_on_one_file_a_lock_left_behind_and_a_link_that_stays_one(trainer):
-    real = trainer.folder / "real.p"
-    real.write_bytes(b"old")
-    trainer.save.symlink_to(real)
-    first = trainer.start()
-    read_until(first, "Learning")
-    for flags in [], ["--resume"], ["--save", "real.p"]:
-        assert re.fullmatch("pg_pong.py: another process is training on .*real.p; use another "
-                            "--save\n", trainer(*flags, *SHORT, status=2).err)
-    first.kill()
-    first.communicate()
-    assert Path(f"{real}.lock").exists() and "episode 2 " in trainer(*SHORT).out
-    assert trainer.save.is_symlink() and len(trainer.load("real.p")[1]["scores"]) == 2
-    assert Path(f"{real}.1").read_bytes() == b"old" and len(os.listdir(trainer.folder)) == 4
+@contextmanager
+def nothing_but_reading(path):
+    """What is done meanwhile must be to open this file for reading, and nothing else."""
+    audit.events = []
+    try:
+        yield
+    finally:
+        events = audit.events
+        audit.events = None
+    assert [event for event, _ in events] == ["open"]
+    opened, _, flags = events[0][1]
+    assert opened == str(path)
+    assert flags & os.O_ACCMODE == os.O_RDONLY
 
-def test_another_runs_file_is_kept_and_never_overwritten_and_our_own_is_replaced(trainer, saved):
-    for name in "save.p", "save.p.1", "save.p.3":
-        (trainer.folder / name).write_bytes(name.encode())
-    (trainer.folder / "save.p.2").symlink_to("nowhere")
-    assert trainer("--batch-size", 2, "--episodes", 6, code=OFTEN).err == (
-        f"pg_pong.py: the old {trainer.save} is now {trainer.save}.4\n"   # in the first of three saves
-        f"pg_pong.py: {trainer.save} holds 6 episodes; go on with --resume\n")
-    assert sorted(os.listdir(trainer.folder)) == ["save.p", *(f"save.p.{end}" for end in (1, 2, 3, 4, "lock"))]
-    assert (trainer.folder / "save.p.4").read_bytes() == b"save.p" and len(trainer.load()[1]["scores"]) == 6
-    assert all((trainer.folder / f"save.p.{n}").read_bytes() == f"save.p.{n}".encode() for n in (1, 3))
-    assert not (trainer.folder / "save.p.2").exists()                      # nor is a link followed
 
-def test_what_was_saved_is_what_is_loaded(tmp_path, saved):
-    (path := tmp_path / "save.p").write_bytes(saved)
-    run = pg_pong.load(str(path))
-    assert pg_pong.save(run, str(path), keep_old=False) and path.read_bytes() == saved
-    assert not pg_pong.save(run, str(tmp_path / "nowhere" / "save.p"), keep_old=False)
+@pytest.fixture
+def loaded(tmp_path):
+    """A function: what load makes of a file of these bytes."""
+    def load(data):
+        path = tmp_path / "save.p"
+        path.write_bytes(data)
+        with nothing_but_reading(path):
+            run = pg_pong.load(str(path))
+        return run
+    return load
 
-@pytest.mark.parametrize("number, status", [(0, 2), (signal.SIGINT, 0)])
-def test_a_run_whose_reader_has_gone_ends_saved(trainer, number, status):
-    process = trainer.start("--batch-size", 2)
-    read_until(process, "episode 4 ")
-    process.send_signal(number)                            # Ctrl-C also ends the reader, 0 is none
-    process.stdout.close()
-    err = process.communicate(timeout=30)[1]
-    assert process.returncode == status and len(trainer.load()[1]["scores"]) >= 4
-    broken = r"pg_pong.py: \[Errno 32\] Broken pipe\n" if status else ""
-    assert re.fullmatch(rf"pg_pong.py: .*save.p holds \d+ episodes; go on with --resume\n{broken}", err), err
 
-def test_a_full_standard_output_ends_the_training_saved(trainer):
-    """Full at once, or after two batches."""
-    code = ("import os, pg_pong; learn, full = pg_pong.learn_from_batch, os.open('/dev/full', os.O_WRONLY); "
-            "pg_pong.learn_from_batch = lambda run, w: (len(run.scores) == 4 and os.dup2(full, 1), learn(run, w))[1]; "
-            "pg_pong.main()")
-    process = trainer.start("--batch-size", 2, code=code)
-    assert "[Errno 28]" in process.communicate(timeout=60)[1] and process.returncode == 1
-    assert len(trainer.load()[1]["scores"]) == 6
-    with open("/dev/full", "w") as full:
-        process = subprocess.run([sys.executable, ROOT / "pg_pong.py"], cwd=trainer.folder, stdout=full, timeout=60,
-                                 stderr=subprocess.PIPE, text=True)
-    assert "No space left on device" in process.stderr and process.returncode == 2
+@pytest.fixture
+def refusal(tmp_path, capsys):
+    """A function: what load says is wrong with a file of these bytes.
 
-def test_workers_that_cannot_be_started_end_the_script_with_one_line(trainer):
-    trainer.save.write_bytes(b"old")
-    result = trainer("--workers", 30, "--batch-size", 30, status=2,
-                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
-    assert result.err == "pg_pong.py: [Errno 24] Too many open files\n" and trainer.save.read_bytes() == b"old"
+    load must say so in one line, and what is needed, too.
+    """
+    def refuse(data):
+        path = tmp_path / "save.p"
+        path.write_bytes(data)
+        with nothing_but_reading(path), pytest.raises(SystemExit) as end:
+            pg_pong.load(str(path))
+        line = capsys.readouterr().err
+        wrong, needed = line.split(" cannot be read: ")[1].split(". Needed is ")
+        assert end.value.code == 2
+        assert re.fullmatch("[ -~]{,500}\n", line), line
+        assert "W1 (200, 6400) and W2 (200,)" in needed
+        return wrong
+    return refuse
 
-# ---- safe to open
 
-class Calls:
-    """Pickles as a call of a function with a tuple, whose result may then be given a state."""
-    def __init__(self, *call):
-        self.call = call
+# ---- weights of others: each layout that fits is read right
+
+LAYOUTS = {
+    "C order": np.ascontiguousarray,
+    "Fortran order": np.asfortranarray,
+    "float64": lambda array: array.astype(np.float64),
+    "float64 in Fortran order": lambda array: array.astype(np.float64, order="F"),
+    "big-endian": lambda array: array.astype(">f4"),
+    "big-endian float64": lambda array: array.astype(">f8"),
+    "transposed twice": lambda array: array.T.copy().T,
+    "reversed twice": lambda array: array[::-1].copy()[::-1],
+    "every second row": lambda array: array.repeat(2, axis=0)[::2],
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_read_right_however_they_lie_in_the_file(weights, loaded, layout, protocol):
+    change = LAYOUTS[layout]
+    model = {name: change(array) for name, array in weights.items()}
+
+    run = loaded(pickle.dumps(model, protocol))
+
+    assert same(run.model, weights)
+
+
+def test_w2_may_come_before_w1(weights, loaded):
+    model = {"W2": weights["W2"], "W1": weights["W1"]}
+
+    run = loaded(pickle.dumps(model))
+
+    assert same(run.model, weights)
+
+
+def test_weights_that_may_not_be_written_to_are_read_right(weights, loaded):
+    """In protocol 5, they are bytes in the file, where others are a bytearray."""
+    model = {name: array.copy() for name, array in weights.items()}
+    for array in model.values():
+        array.flags.writeable = False
+
+    run = loaded(pickle.dumps(model, 5))
+
+    assert same(run.model, weights)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])
+def test_files_of_numpy_1_and_2_are_read_alike(weights, loaded, module, protocol):
+    """They name another module for the same function. These protocols store no text's length."""
+    data = pickle.dumps(weights, protocol)
+
+    run = loaded(re.sub(rb"numpy\._?core", module, data))
+
+    assert same(run.model, weights)
+
+
+def test_a_model_that_train_returned_may_be_pickled_by_hand(trained, loaded):
+    """As somebody does in a notebook."""
+    data = pickle.dumps(trained.model)
+
+    run = loaded(data)
+
+    assert same(run.model, trained.model)
+
+
+def array_of_python_2(array):
+    """As numpy's arrays are pickled in protocol 2 there: bytes are texts, bools numbers."""
+    numbers = array.astype("<f8").tobytes()
+    shape = b"".join(b"M" + struct.pack("<H", size) for size in array.shape)
+    tuple_step = {1: b"\x85", 2: b"\x86"}[array.ndim]
+    return b"".join([
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
+        b"(K\x01", shape, tuple_step,
+        b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R",
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+        b"\x89T", struct.pack("<i", len(numbers)), numbers, b"tb"])
+
+
+def test_a_file_of_python_2_is_read_right(weights, loaded):
+    """If it is of protocol 2. The linked script itself wrote protocol 0."""
+    data = b"".join([
+        b"\x80\x02}(",
+        b"U\x02W2", array_of_python_2(weights["W2"]),
+        b"U\x02W1", array_of_python_2(weights["W1"]),
+        b"u."])
+
+    run = loaded(data)
+
+    assert same(run.model, weights)
+
+
+def test_a_run_that_begins_with_weights_of_others_has_learned_nothing_yet(weights, loaded):
+    run = loaded(pickle.dumps(weights))
+
+    assert run.settings == pg_pong.Settings()
+    assert run.scores == []
+    assert not run.mean_square["W1"].any()
+    assert not run.mean_square["W2"].any()
+
+
+def test_a_resumed_training_keeps_the_file_of_weights_that_it_began_with(trainer, weights):
+    data = pickle.dumps(weights)
+    trainer.save.write_bytes(data)
+
+    trainer("--resume", *ONE_BATCH)
+
+    assert len(trainer.load()[1]["scores"]) == 2
+    assert (trainer.folder / "save.p.1").read_bytes() == data
+
+
+# ---- and what does not fit is refused, with a line that says what is there and what is needed
+
+MISFITS = {  # each with what the line must say of it
+    "W1 transposed": ({"W1": W1.T, "W2": W2}, "(6400, 200)"),
+    "biases, too": ({"W1": W1, "W2": W2, "b1": W2}, "b1"),
+    "three actions": ({"W1": W1, "W2": np.zeros((3, 200))}, "(3, 200)"),
+    "300 neurons": ({"W1": np.zeros((300, 6400)), "W2": np.zeros(300)}, "(300, 6400)"),
+    "W2 as a column": ({"W1": W1, "W2": np.zeros((200, 1))}, "(200, 1)"),
+    "float16": ({"W1": W1.astype(np.float16), "W2": W2}, "<f2"),
+    "whole numbers": ({"W1": W1, "W2": W2.astype(int)}, "<i8"),
+    "texts": ({"W1": W1, "W2": W2.astype(str)}, "U32"),
+    "a list": ({"W1": W1, "W2": W2.tolist()}, "no array"),
+    "a masked array": ({"W1": W1, "W2": np.ma.array(W2)}, "no array"),
+    "W1 alone": ({"W1": W1}, "{'W1': (200, 6400)}"),
+    "a number as a name": ({"W1": W1, 2: W2}, "2: (200,)"),
+    "no dict but a list": ([W1, W2], "no dict of arrays"),
+    "a tuple": ((W1, W2), "no dict of arrays"),
+    "an array": (W1, "no dict of arrays"),
+    "an ordered dict": (OrderedDict(W1=W1, W2=W2), "no dict of arrays"),
+    "a run": (pg_pong.new_run(pg_pong.Settings(), {"W1": W1, "W2": W2}), "no dict of arrays"),
+    "an empty dict": ({}, "{}"),
+}
+
+
+@pytest.mark.parametrize("thing, words", MISFITS.values(), ids=MISFITS)
+def test_weights_that_do_not_fit_are_refused_with_what_is_there(refusal, thing, words):
+    wrong = refusal(pickle.dumps(thing))
+
+    assert words in wrong
+
+
+@pytest.mark.parametrize("name", ["W1", "W2"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_weights_that_are_nan_or_infinite_as_float32_are_refused(refusal, name, number):
+    model = {"W1": W1.astype(np.float64), "W2": W2.astype(np.float64)}
+    model[name][7] = number
+
+    wrong = refusal(pickle.dumps(model))
+
+    assert "infinite or NaN" in wrong
+
+
+def test_an_empty_file_is_refused(refusal):
+    assert "empty" in refusal(b"")
+
+
+def test_a_text_is_refused(refusal):
+    data = (ROOT / "README.md").read_bytes()
+
+    wrong = refusal(data)
+
+    assert "no pickle" in wrong
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_a_file_of_protocol_0_or_1_is_refused_and_the_line_says_how_to_convert_it(
+        weights, refusal, loaded, protocol):
+    old = pickle.dumps(weights, protocol)
+
+    wrong = refusal(old)
+    converted = pickle.dumps(pickle.loads(old, encoding="latin1"))
+
+    assert "encoding=latin1, and dump it again" in wrong
+    assert same(loaded(converted).model, weights)
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--eval", 2]], ids=str)
+def test_a_file_that_is_refused_stays_as_it_is_and_nothing_begins(trainer, flags):
+    data = pickle.dumps({"W1": W1.T, "W2": W2})
+    trainer.save.write_bytes(data)
+
+    result = trainer(*flags, status=2)
+
+    assert result.out == ""
+    assert re.fullmatch("pg_pong.py: .*save.p cannot be read: .*6400, 200.*\n", result.err)
+    assert trainer.save.read_bytes() == data
+    assert trainer.names() == ["save.p"]
+
+
+# ---- so is a run that is damaged
+
+def steps(data):
+    """Where each step of the two pickles begins, and the place between the pickles."""
+    f = io.BytesIO(data)
+    first = [place for _, _, place in pickletools.genops(f)]
+    between = f.tell()
+    second = [place for _, _, place in pickletools.genops(f)]
+    return first + second[1:], between
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(saved, refusal):
+    """But between its pickles. What is left then is a whole file of weights."""
+    places, between = steps(saved)
+    inside = [10**6, between - 400, between + 10**6, len(saved) - 1]
+
+    for place in places + inside:
+        refusal(saved[:place])
+
+
+@pytest.mark.parametrize("second", [
+    None, [], {}, "a text", {"W1": W1, "W2": W2}], ids=lambda second: type(second).__name__)
+def test_another_pickle_in_the_place_of_the_second_is_refused(weights, refusal, second):
+    refusal(pickle.dumps(weights) + pickle.dumps(second))
+
+
+def test_settings_are_read_by_their_names_in_any_order(saved, loaded):
+    model, rest = parts(saved)
+    backwards = reversed(rest["settings"].items())
+    rest["settings"] = dict(backwards)
+
+    run = loaded(file_of(model, rest))
+
+    assert run.settings == pg_pong.Settings(batch_size=2)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("batch_size", 0), ("batch_size", 10**6), ("batch_size", None), ("learning_rate", float("inf")),
+    ("learning_rate", float("nan")), ("learning_rate", -1), ("gamma", 1.5), ("decay_rate", 1.0),
+    ("seed", -1), ("seed", 2**32), ("seed", "x")], ids=str)
+def test_settings_that_no_flag_could_give_are_refused(saved, refusal, name, value):
+    model, rest = parts(saved)
+    rest["settings"][name] = value
+
+    refusal(file_of(model, rest))
+
+
+@pytest.mark.parametrize("name, value", [
+    ("settings", None), ("settings", {}), ("scores", None), ("scores", [22]), ("scores", ["x"]),
+    ("scores", [[]]), ("steps", None), ("steps", -1), ("seconds", []), ("seconds", float("nan"))],
+    ids=str)
+def test_a_run_that_cannot_have_been_is_refused(saved, refusal, name, value):
+    model, rest = parts(saved)
+    rest[name] = value
+
+    refusal(file_of(model, rest))
+
+
+@pytest.mark.parametrize("name", ["settings", "scores", "steps", "seconds"])
+def test_a_run_that_lacks_something_is_refused(saved, refusal, name):
+    model, rest = parts(saved)
+    del rest[name]
+
+    refusal(file_of(model, rest))
+
+
+@pytest.mark.parametrize("value", [
+    None, bytes(80), np.full(200, np.nan, np.float32).tobytes()], ids=["None", "short", "NaN"])
+def test_a_mean_square_that_does_not_fit_is_refused(saved, refusal, value):
+    model, rest = parts(saved)
+    rest["mean_square"]["W2"] = value
+
+    refusal(file_of(model, rest))
+
+
+# ---- a pickle is a program, and no program of a stranger is ever run
+
+class Call:
+    """Pickles as a call of a function, whose result may then be given a state."""
+
+    def __init__(self, *parts):
+        self.parts = parts
 
     def __reduce__(self):
-        return self.call
+        return self.parts
 
-def payloads(path):
-    """Pickles by name, first those that make path if Python's own pickle.load reads them."""
-    shell, code = f"touch {path}", f"open({str(path)!r}, 'w').close()"
-    for n in range(6):
-        for f, text in (eval, code), (os.system, shell):
-            yield f"{f.__name__} in protocol {n}", pickle.dumps({"W1": Calls(f, (text,))}, n)
-    yield "INST", f"(S{shell!r}\niposix\nsystem\n.".encode()
-    yield "OBJ", f"(cposix\nsystem\nS{shell!r}\no.".encode()
-    yield "NEWOBJ", f"cbuiltins\ntuple\ncbuiltins\nmap\ncos\nsystem\n(S{shell!r}\nl".encode() + b"\x86\x81\x85\x81."
-    yield "BUILD", f"cargparse\nNamespace\n(tR(dS'__setstate__'\ncos\nsystem\nsbS{shell!r}\nb.".encode()
-    yield "a dotted name", b"\x80\x04\x8c\x06shutil\x8c\x09os.system\x93" + pickle.dumps(shell, 3)[2:-1] + b"\x85R."
-    yield "an array of objects", pickle.dumps({"W1": np.array([Calls(os.system, (shell,))], object)}, 4)
-    yield "from here on they make nothing", b""
-    for name in """numpy.load numpy.memmap numpy.testing._private.utils.runstring numpy.core._reconstruct numpy.matrix
-            numpy.core.multiarray.scalar numpy._core.multiarrayx._reconstruct numpy._core.numpy._core.os.system
-            copyreg._reconstructor builtins.getattr pickle.loads subprocess.Popen ctypes.CDLL types.FunctionType
-            codecs.encode __main__.main pg_pong.fail pg_pong.Call ale_py.ALEState numpy.ndarray.tofile""".split():
-        yield name, "c{}\n{}\n(S{!r}\ntR.".format(*name.rsplit(".", 1), code).encode()
-    yield "a tuple so deep that to hash it crashes", b"\x80\x02}K\x00" + b"\x85" * 10**6 + b"K\x00s."
-    for data in (b"\x82\x01.", b"Pnumber\n.", b"\x80\x02K\x01Q.", b"\x80\x02cnumpy\nndarray\n)\x81.", b"\x80\x05\x97.",
-                 b"cnumpy\nndarray\n}S'__code__'\nNsb.", b"S'print'\n(tR.", b"\x80\x02]q\x00h\x00a.", b"\x80\x02h\x09.",
-                 b"\x80\x05\x8e" + b"\xff" * 7 + b"\x1fx.", b"c\x1b[31m" + b"x" * 10**6 + b"\nf\n.", bytes(9), b"Hi"):
-        yield repr(data[:30]), data
 
-codecs.lookup("raw_unicode_escape")                        # or pickletools imports it, for protocol 0
-watching, events = [], []                                  # an audit hook cannot be taken away again
-sys.addaudithook(lambda *event: watching and events.append(event))
+# The five steps by which a pickle can run something. TEXT stands for a command of the shell.
+PAYLOADS = {
+    "REDUCE": b"cposix\nsystem\nTEXT\x85R",
+    "INST": b"(TEXTiposix\nsystem\n",
+    "OBJ": b"(cposix\nsystem\nTEXTo",
+    "NEWOBJ": b"cbuiltins\ntuple\ncbuiltins\nmap\ncposix\nsystem\nTEXT\x85\x86\x81\x85\x81",
+    "BUILD": b"cargparse\nNamespace\n)R}X\x0c\x00\x00\x00__setstate__cposix\nsystem\nsbTEXTb",
+}
+PLACES = {
+    "alone": lambda weights, payload: b"\x80\x03" + payload + b".",
+    "after the weights": lambda weights, payload: weights + b"\x80\x03" + payload + b".",
+    "beside W1 and W2": lambda weights, payload: weights[:-1] + b"X\x01\0\0\0x" + payload + b"s.",
+}
 
-def refused(path, name, data, capsys):
-    """load refuses a file of this data with one line, and only reads it."""
-    path.write_bytes(data)
-    events[:], watching[:] = [], [True]
-    with pytest.raises(SystemExit, match="2"):
-        pg_pong.load(str(path))
-    watching.clear()
-    (event, (opened, _, flags)), *more = events
-    assert (event, opened, flags & os.O_ACCMODE, more) == ("open", str(path), os.O_RDONLY, []), (name, event, more)
-    line = capsys.readouterr().err
-    assert re.fullmatch(rf"pg_pong.py: {path} is damaged or no run: [ -~]{{5,210}}\n", line), (name, line)
-    assert path.read_bytes() == data, name
 
-def test_no_payload_runs_whatever_it_is_and_wherever_it_stands(tmp_path, capsys, saved):
-    made, runs, weights = tmp_path / "made", True, pickles(pickle.loads(saved))
-    for name, payload in payloads(made):
-        runs = runs and payload != b""
-        if runs:                                           # in a plain load, or this test could not fail
-            pickle.loads(payload)
-            made.unlink()
-        for data in payload, weights + (payload or b"\x80"):
-            refused(tmp_path / "save.p", name, data, capsys)
-            assert not made.exists(), name
+def load_carelessly(data):
+    """As scripts do that trust their files."""
+    f = io.BytesIO(data)
+    while f.tell() < len(data):
+        pickle.load(f)
 
-def test_a_call_beside_the_arrays_of_the_first_pickle_is_not_made(tmp_path, saved):
-    """Only its arrays are picked out: such a file opens, and does nothing else."""
-    made, path = tmp_path / "made", tmp_path / "save.p"
-    path.write_bytes(pickles(pickle.loads(saved) | {"extra": Calls(os.system, (f"touch {made}",))}))
-    assert pg_pong.load(str(path)).scores == [] and not made.exists()
-    pickle.loads(path.read_bytes())
-    assert made.exists()
 
-def test_a_forged_dtype_crashes_nothing(trainer):
-    """numpy's own functions would follow a pointer from the file."""
-    forged = Calls(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))   # without the flag of objects
-    def array(count):
-        state = 1, (count,), forged, False, (16).to_bytes(8, "little") * count
-        return Calls(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), state)
-    trainer.save.write_bytes(pickle.dumps({"W1": array(10), "W2": array(200)}, 3))
-    trainer("--resume", status=2)
-    code = f"import pickle; print(pickle.load(open({str(trainer.save)!r}, 'rb')))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode < 0        # or it is not forged
-    trainer.save.write_bytes(pickle.dumps({"W1": array(200 * 6400), "W2": array(200)}, 3))         # as if of float64
-    assert pg_pong.load(str(trainer.save)).model["W2"].shape == (200,)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_nothing_in_a_file_is_ever_run(tmp_path, refusal, weights, payload, place):
+    made = tmp_path / "made"
+    command = f"touch {made}".encode()
+    text = b"X" + struct.pack("<I", len(command)) + command
+    program = PAYLOADS[payload].replace(b"TEXT", text)
+    data = PLACES[place](pickle.dumps(weights, 3), program)
+    load_carelessly(data)
+    assert made.exists()  # or it would do no harm anyway
+    made.unlink()
 
-def test_a_small_file_cannot_fill_the_memory(trainer):
-    trainer.save.write_bytes(b"\x80\x04cnumpy\nndarray\n)Rq\x00" + b"h\x00b" * 40 + b".")   # "append it to itself"
-    limit = 4 << 30, 4 << 30
-    result = trainer("--resume", status=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))
-    assert "save.p is damaged" in result.err and "Memory" not in result.err
+    refusal(data)
 
-def test_contents_that_do_not_fit_are_refused(trainer, capsys, saved):
-    ours, caches = pg_pong.SETTINGS, parts(saved)[1]["rmsprop_cache"]
-    for part, key, value in [
-            (0, "W1", np.zeros((200, 6399))), (0, "W1", np.zeros((201, 6400), np.float32)), (0, "W2", [1.0] * 200),
-            (0, "W2", np.full(200, np.nan)), (0, "W1", np.full((200, 6400), np.inf)), (0, "extra", np.zeros(300)),
-            *((0, "W2", np.zeros(200, kind)) for kind in ("V16", "S5", "U4", "c16", "i2", "O")),
-            (1, "rmsprop_cache", None), (1, "rmsprop_cache", {}), (1, "rmsprop_cache", caches | {"W1": bytes(80)}),
-            (1, "rmsprop_cache", caches | {"W2": np.full(200, np.inf, np.float32).tobytes()}), (1, "scores", None),
-            (1, "scores", [22]), (1, "scores", ["x"]), (1, "scores", [[]]), (1, "steps", None), (1, "steps", "many"),
-            (1, "seconds", []), (1, "settings", None), (1, "settings", {}),
-            *((1, "settings", ours | change) for change in (
-                {"gamma": 1.5}, {"batch_size": 10**6}, {"batch_size": 0}, {"learning_rate": np.inf},
-                {"learning_rate": float("nan")}, {"decay_rate": 1.0}, {"seed": -1}, {"seed": 2**32}, {"seed": "x"}))]:
-        (run := parts(saved))[part][key] = value
-        refused(trainer.save, (key, value), file_of(*run), capsys)
-    for rest in None, [], {}, "text":
-        refused(trainer.save, rest, pickles(pickle.loads(saved), rest), capsys)
+    assert not made.exists()
 
-def test_a_file_cut_off_anywhere_or_with_another_in_its_place_is_refused(tmp_path, capsys, saved):
-    first = len(pickles(pickle.loads(saved)))
-    places = {*range(0, 200, 13), *range(first - 50, first + 120, 13), *range(len(saved) - 100, len(saved), 9)}
-    for place in places | set(map(int, np.linspace(1, len(saved) - 1, 40))) - {first}:
-        refused(tmp_path / "save.p", place, saved[:place], capsys)
-    for data in (ROOT / "README.md").read_bytes(), saved[:first] * 2:
-        refused(tmp_path / "save.p", data[:20], data, capsys)
 
-# ---- from and to others
+def test_an_array_with_a_forged_type_crashes_nothing(trainer):
+    """Its numbers are taken for addresses of objects, as soon as somebody looks at them."""
+    function, args, _ = np.zeros(1).__reduce__()
+    objects = Call(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+    state = (1, (200,), objects, False, struct.pack("<Q", 16) * 200)
+    forged = Call(function, args, state)
+    trainer.save.write_bytes(pickle.dumps({"W1": W1, "W2": forged}, 3))
+    careless = subprocess.run([sys.executable, "-m", "pickle", trainer.save], capture_output=True)
+    assert careless.returncode < 0  # it crashed
 
-def test_files_of_the_linked_script_open_here_and_are_kept(trainer):
-    rng = np.random.default_rng(0)
-    model = {"W1": rng.standard_normal((200, 6400)) / 80, "W2": rng.standard_normal(200)}
-    files = [pickle.dumps(model, n) for n in range(2, 6)]
-    files += [data.replace(b"numpy._core.", b"numpy.core.") for data in files[:2]]         # as numpy 1 writes them
-    for data in files:
-        trainer.save.write_bytes(data)
-        run = pg_pong.load(str(trainer.save))
-        assert same(run.model, {k: w.astype(np.float32) for k, w in model.items()}), data[:100]
-        assert run.settings == pg_pong.SETTINGS and run.scores == [] and not run.rmsprop_cache["W1"].any()
-    trainer("--resume", *SHORT)
-    assert len(trainer.load()[1]["scores"]) == 2 and (trainer.folder / "save.p.1").read_bytes() == files[-1]
+    result = trainer("--resume", status=2)
 
-PLAYER = """
-import pickle, numpy, gymnasium, ale_py
-f, env, before, ps = open("save.p", "rb"), gymnasium.make("ALE/Pong-v5", frameskip=(2, 5)), 0, []
-model, (frame, _) = pickle.load(f), env.reset(seed=0)
-while len(ps) < 100:
-    picture = (~numpy.isin(frame[35:195:2, ::2, 0], [0, 144, 109])).astype(float).ravel()
-    ps.append(1 / (1 + numpy.exp(-model["W2"] @ numpy.maximum(model["W1"] @ (picture - before), 0))))
-    frame, before = env.step(2 if numpy.random.random() < ps[-1] else 3)[0], picture
-print(sorted(model), len(set(ps)) > 50)
-"""
+    assert "cannot be read" in result.err
 
-def test_a_script_that_knows_nothing_of_us_plays_with_our_file(trainer, saved):
+
+def limit_memory():
+    """In a child process, before the script begins."""
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+
+def one_array_under_many_names(kind, size):
+    """A file that is small, since it holds kind and size once, however large they are in print."""
+    dtype = Call(np.dtype, (kind, False, True), (3, "<", None, None, None, -1, -1, 0))
+    array = Call(len, (b"", dtype, (size, size, size), "C"))
+    return pickle.dumps({f"{n:06}": array for n in range(300_000)})
+
+
+def a_tuple_that_holds_another_twice():
+    """And so on: 60 of them, and so 2**60 in print."""
+    pair = ()
+    for _ in range(60):
+        pair = (pair, pair)
+    return pickle.dumps({"W1": pair, "W2": pair})
+
+
+BOMBS = {
+    "a huge kind": lambda: one_array_under_many_names("x" * 10**6, 1),
+    "a huge size": lambda: one_array_under_many_names("f4", 10**4000),
+    "a huge tree": a_tuple_that_holds_another_twice,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_cannot_fill_the_memory(trainer, bomb):
+    data = BOMBS[bomb]()
+    trainer.save.write_bytes(data)
+    assert len(data) < len(SHIPPED.read_bytes())
+
+    result = trainer("--resume", status=2, preexec_fn=limit_memory)
+
+    assert "cannot be read" in result.err
+    assert "MemoryError" not in result.err
+
+
+def test_a_tuple_a_million_deep_crashes_nothing(trainer):
+    """As a name in a dict, it has to be hashed, for which the stack is not deep enough."""
+    deep = b")" + b"\x85" * 10**6
+    trainer.save.write_bytes(b"\x80\x02}" + deep + b"K\x00s.")
+
+    result = trainer("--resume", status=2)
+
+    assert "cannot be read" in result.err
+
+
+def test_a_file_cannot_write_escape_codes_to_the_terminal(refusal):
+    """The line shows names from the file. The fixture sees that it is all of plain letters."""
+    wrong = refusal(pickle.dumps({"\x1b[31m\x07": W1}))
+
+    assert "[31m" in wrong
+
+
+def test_mutants_of_a_good_file_do_no_harm():
+    command = [sys.executable, TESTS / "tools" / "fuzz.py", "--files", "100"]
+
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 crashed, 0 misled or hung" in result.stdout
+
+
+# ---- what is saved
+
+def test_what_is_saved_is_what_is_loaded(tmp_path, trained):
+    path = str(tmp_path / "save.p")
+
+    episodes = pg_pong.save(trained, path, 0)
+
+    assert episodes == 1
+    assert same(pg_pong.load(path), trained)
+
+
+def test_a_script_that_knows_nothing_of_us_plays_well_with_our_file(tmp_path):
+    """The shipped agent wins some of ten points. With scrambled weights, it would lose them all."""
+    run = pg_pong.load(str(SHIPPED))
+    pg_pong.save(run, str(tmp_path / "save.p"), 0)
+
+    stranger = subprocess.run([sys.executable, TESTS / "stranger.py"], cwd=tmp_path,
+                              env=ENVIRONMENT, capture_output=True, text=True)
+
+    assert stranger.returncode == 0, stranger.stderr
+    assert int(stranger.stdout) > -5
+
+
+def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monkeypatch):
+    """Or a power failure could leave an empty file, or none, in the place of a good one."""
+    path = tmp_path / "save.p"
+    path.write_bytes(b"old")
+    seen = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(file):
+        seen.append(f"{os.fstat(file).st_size} bytes to the disk beside {path.read_bytes()}")
+        fsync(file)
+
+    def note_replace(*names):
+        seen.append(f"{path.read_bytes()} replaced")
+        replace(*names)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+
+    pg_pong.save(trained, str(path), 0)
+
+    size = path.stat().st_size
+    assert seen == [f"{size} bytes to the disk beside b'old'", "b'old' replaced"]
+
+
+def test_an_old_file_is_kept_also_where_the_file_system_has_no_links(
+        tmp_path, trained, monkeypatch):
+    path = tmp_path / "save.p"
+    path.write_bytes(b"old")
+
+    def link(*names):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+
+    pg_pong.save(trained, str(path), 0)
+
+    assert (tmp_path / "save.p.1").read_bytes() == b"old"
+    assert same(pg_pong.load(str(path)), trained)
+
+
+# ---- and where
+
+def test_another_runs_file_is_kept_and_our_own_is_replaced(trainer):
+    """Under the first name that is free, and a link that leads nowhere takes a name, too."""
+    for name in ["save.p", "save.p.1", "save.p.3"]:
+        (trainer.folder / name).write_text(f"once {name}")
+    (trainer.folder / "save.p.2").symlink_to("nowhere")
+
+    result = trainer("--batch-size", 2, "--episodes", 6, patched="saves_often")
+
+    assert result.err.count(f"the old {trainer.save} is now {trainer.save}.4\n") == 1
+    assert trainer.names() == ["save.p", "save.p.1", "save.p.2", "save.p.3", "save.p.4"]
+    assert len(trainer.load()[1]["scores"]) == 6
+    assert (trainer.folder / "save.p.4").read_text() == "once save.p"
+    assert (trainer.folder / "save.p.1").read_text() == "once save.p.1"
+    assert (trainer.folder / "save.p.3").read_text() == "once save.p.3"
+    assert os.readlink(trainer.folder / "save.p.2") == "nowhere"
+
+
+def test_a_start_by_mistake_leaves_the_file_that_is_there(trainer):
+    trainer.save.write_bytes(b"a long night")
+    process = trainer.start("--batch-size", 100)
+    read_until(process, "Learning")
+
+    err = stop(process)
+
+    assert process.returncode == 0
+    assert err == "pg_pong.py: nothing was saved\n"
+    assert trainer.save.read_bytes() == b"a long night"
+    assert trainer.names() == ["save.p"]
+
+
+def test_a_link_stays_a_link_and_what_it_points_to_is_replaced(trainer, saved):
+    real = trainer.folder / "real.p"
+    real.write_bytes(saved)
+    trainer.save.symlink_to(real)
+
+    trainer("--resume", "--episodes", 4)
+
+    assert trainer.save.is_symlink()
+    assert len(trainer.load("real.p")[1]["scores"]) == 4
+    assert trainer.names() == ["real.p", "real.p.lock", "save.p"]
+
+
+def test_the_last_line_names_the_command_that_goes_on(trainer):
+    first = trainer(*ONE_BATCH, "--save", "other name.p")
+    _, flags = first.err.split("go on with ")
+
+    trainer(*shlex.split(flags), "--episodes", 4)
+
+    assert len(trainer.load("other name.p")[1]["scores"]) == 4
+    assert trainer.names() == ["other name.p", "other name.p.lock"]
+
+
+def test_a_second_trainer_on_a_file_is_refused_also_through_a_link(trainer):
+    (trainer.folder / "link.p").symlink_to("save.p")
+    first = trainer.start()
+    read_until(first, "Learning")
+
+    second = trainer(*ONE_BATCH, status=2)
+    third = trainer("--save", "link.p", *ONE_BATCH, status=2)
+    stop(first)
+
+    words = f"pg_pong.py: another process is training on {trainer.save}; use another --save\n"
+    assert second.err == words
+    assert third.err == words
+
+
+def test_what_a_killed_trainer_leaves_is_in_nobodys_way(trainer):
+    """A lock, and half a save."""
+    first = trainer.start()
+    read_until(first, "Learning")
+    first.kill()
+    first.communicate()
+    assert (trainer.folder / "save.p.lock").exists()
+    (trainer.folder / "save.p.tmp").write_bytes(b"half")
+
+    trainer(*ONE_BATCH)
+
+    assert trainer.names() == ["save.p"]
+    assert len(trainer.load()[1]["scores"]) == 2
+
+
+def test_where_the_file_system_has_no_locks_it_trains_and_says_so_once(trainer):
+    result = trainer("--batch-size", 2, "--episodes", 4, patched="no_locks")
+
+    assert result.err.count("cannot lock") == 1
+    assert "another process" not in result.err
+    assert len(trainer.load()[1]["scores"]) == 4
+
+
+def obey_permissions():
+    """In a child process, before the script begins: even root may not write what is read-only."""
+    drop_capability = 24
+    for capability in [1, 2]:  # to write anything, and to read it
+        ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)  # only root has them to drop
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_the_first_episode(trainer):
+    trainer.folder.chmod(0o555)
+
+    result = trainer(*ONE_BATCH, status=2, preexec_fn=obey_permissions)
+    trainer.folder.chmod(0o755)
+
+    assert result.out == ""
+    assert re.fullmatch(f"pg_pong.py: .*{trainer.save}.*\n", result.err)
+    assert os.listdir(trainer.folder) == []
+
+
+def test_a_file_that_may_not_be_read_is_refused_and_stays(trainer, saved):
     trainer.save.write_bytes(saved)
-    assert trainer(code=PLAYER).out == "['W1', 'W2'] True\n"
+    trainer.save.chmod(0)
+
+    result = trainer("--resume", "--episodes", 4, status=2, preexec_fn=obey_permissions)
+    trainer.save.chmod(0o644)
+
+    assert result.out == ""
+    assert re.fullmatch(f"pg_pong.py: .*{trainer.save}.*\n", result.err)
+    assert trainer.save.read_bytes() == saved
+    assert trainer.names() == ["save.p"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_not_replaced_by_one(trainer, make):
+    """As /dev/null could be, if root trains."""
+    make(trainer.save)
+    before = trainer.save.stat().st_mode
+
+    result = trainer(*ONE_BATCH, status=2)
+
+    assert result.out == ""
+    assert result.err == f"pg_pong.py: {trainer.save} is no regular file; use another --save\n"
+    assert trainer.save.stat().st_mode == before
+    assert trainer.names() == ["save.p"]
+
+
+# ---- when a save fails
+
+def fill_disk():
+    """In a child process, before the script begins: no file may grow beyond 1 MB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+def test_a_full_disk_is_found_before_the_first_episode(trainer, saved):
+    trainer.save.write_bytes(saved)
+
+    result = trainer("--resume", "--episodes", 4, status=2, preexec_fn=fill_disk)
+
+    assert result.out == ""
+    assert re.fullmatch(f"pg_pong.py: cannot save to {trainer.save}: .+\n", result.err)
+    assert trainer.save.read_bytes() == saved
+    assert trainer.names() == ["save.p"]
+
+
+def test_a_save_that_failed_is_tried_again(trainer, saved):
+    trainer.save.write_bytes(saved)
+    environment = ENVIRONMENT | {"FULL_UNTIL": "8"}
+
+    result = trainer("--resume", "--episodes", 10, patched="full_disk", env=environment)
+
+    assert result.err.count("cannot save to") == 2  # after episodes 4 and 6
+    assert result.err.endswith("holds 10 episodes; go on with --resume\n")
+    assert len(trainer.load()[1]["scores"]) == 10
+    assert trainer.names() == ["save.p"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--resume"], "holds 2 episodes; go on with --resume\n"),
+    (["--batch-size", 2], "nothing was saved\n")], ids=["our own file", "another run's file"])
+def test_a_disk_that_stays_full_leaves_the_old_file_and_the_run_says_so(
+        trainer, saved, flags, words):
+    trainer.save.write_bytes(saved)
+    environment = ENVIRONMENT | {"FULL_UNTIL": "1000"}
+
+    result = trainer(*flags, "--episodes", 6, patched="full_disk", env=environment, status=1)
+
+    assert "cannot save to" in result.err
+    assert result.err.endswith(words)
+    assert trainer.save.read_bytes() == saved
+    assert trainer.names() == ["save.p"]
+
+
+@pytest.mark.parametrize("place, number", [
+    ("model", "nan"), ("mean_square", "inf")])
+def test_a_run_that_diverges_ends_and_what_is_saved_is_from_before(trainer, place, number):
+    environment = ENVIRONMENT | {"UPDATE": "2", "PLACE": place, "NUMBER": number}
+
+    result = trainer("--batch-size", 2, "--episodes", 6, patched="diverges", env=environment,
+                     status=2)
+
+    assert result.err.count("the weights became infinite or NaN") == 1
+    assert len(pg_pong.load(str(trainer.save)).scores) == 2
+    assert trainer.names() == ["save.p"]
+
+
+def test_a_run_that_diverges_at_once_leaves_the_file_that_is_there(trainer):
+    trainer.save.write_bytes(b"a long night")
+    environment = ENVIRONMENT | {"UPDATE": "1", "PLACE": "model", "NUMBER": "nan"}
+
+    result = trainer("--batch-size", 2, "--episodes", 6, patched="diverges", env=environment,
+                     status=2)
+
+    assert "nothing was saved" in result.err
+    assert trainer.save.read_bytes() == b"a long night"
+    assert trainer.names() == ["save.p"]

@@ -1,81 +1,146 @@
-"""Throw mutated files at pg_pong.load.
+"""Throw mutants of the shipped save.p at pg_pong.load.
 
     python tests/tools/fuzz.py --files 5000 [--seed 0]
 
-The mutants are of the shipped save.p. Each goes to a child process, so that a crash is counted and is not the end. load
-must return a run or refuse the file with one line, and an audit hook must see nothing but the reading of it.
+load must return a run or refuse the file with one line, and an audit hook must see nothing but the
+reading of it. Each mutant goes to a child process, so that a crash is counted and is not the end.
 """
 import argparse
 import contextlib
 import io
 import multiprocessing
 import os
+import pickletools
 import resource
 import sys
 import tempfile
 from pathlib import Path
 
-SHIPPED = Path(__file__).parents[2] / "save.p"
-sys.path.insert(0, str(SHIPPED.parent))
-import pg_pong
 import numpy as np
 
-ADMITTED, REFUSED = 10, 11                                 # exit statuses of the child; 1 is a fault that it tells
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import pg_pong
+
+ADMITTED, REFUSED = 10, 11  # exit statuses of a child process; 1 is a fault, which it prints
+PATIENCE = 60               # seconds
+
+OPCODES = b"c\x93Rb\x81iopPQ\x82\x8e\x96(.0\x85\x86\x87t]}N\x88hjqr\x94KMI"
+NUMBERS = [0, 1, -1, 2**31 - 1, -2**31, 640, 6400]
+MUTATIONS = ["byte", "bit", "opcode", "number", "cut out", "twice", "cut off"]
+
+events = []                 # that the audit hook has seen
+
+
+def hot_spans(data):
+    """Where mutations matter most: around each step of the pickles, and amid the text in JSON."""
+    f = io.BytesIO(data)
+    places = [data.rfind(b'"scores"')]
+    while f.tell() < len(data):
+        places += [place for _, _, place in pickletools.genops(f)]
+    return [(place, place + 20) for place in places]
+
 
 def mutate(data, rng, hot):
-    """Between one and four mutations, most of them in the hot spans of the data."""
+    """Between one and four mutations, most of them in hot spans."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
-        low, high = hot[rng.integers(len(hot))] if rng.random() < 0.8 else (0, len(data))
-        at, some = min(int(rng.integers(low, high)), len(data) - 1), int(rng.integers(1, 20))
-        number = rng.choice([0, 1, -1, 2**31 - 1, -2**31, 640, 6400]).astype("<i4").tobytes()
-        opcode = rng.choice(list(b"c\x93Rb\x81iopPQ\x82\x8e\x96(.0\x85\x86\x87t]}N\x88hjqr\x94KMI"))
-        old, new = [(1, rng.bytes(1)), (1, [data[at] ^ 1 << int(rng.integers(8))]), (1, [opcode]), (4, number),
-                    (some, b""), (0, data[at:at + some]), (len(data) * (some == 1), b"")][rng.integers(7)]
-        data[at:at + old] = new or b"." * (at == 0)
+        low, high = 0, len(data)
+        if rng.random() < 0.8:
+            low, high = hot[rng.integers(len(hot))]
+        place = min(rng.integers(low, high), len(data) - 1)
+        mutate_once(data, place, rng)
     return bytes(data)
 
-def judge(mutant, path, events):
-    """What load makes of the mutant."""
+
+def mutate_once(data, place, rng):
+    """Change the data at this place. A cut leaves the first byte, so that it is never empty."""
+    some = rng.integers(1, 20)
+    match rng.choice(MUTATIONS):
+        case "byte":
+            data[place] = rng.integers(256)
+        case "bit":
+            data[place] ^= 1 << rng.integers(8)
+        case "opcode":
+            data[place] = rng.choice(list(OPCODES))
+        case "number":
+            data[place:place + 4] = np.int32(rng.choice(NUMBERS)).tobytes()
+        case "cut out":
+            del data[place + 1:place + 1 + some]
+        case "twice":
+            data[place:place] = data[place:place + some]
+        case "cut off":
+            del data[place + 1:]
+
+
+def judge(mutant, path):
+    """Load the mutant. Returns the exit status, or a text that says what is wrong."""
     Path(path).write_bytes(mutant)
-    with contextlib.redirect_stderr(io.StringIO()) as err:
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
         events.clear()
         try:
-            outcome = pg_pong.load(path) and ADMITTED
+            pg_pong.load(path)
+            outcome = ADMITTED
         except SystemExit as end:
             outcome = REFUSED if end.code == 2 else 1
-        foreign = [(e, a) for e, a in events if not (e == "open" and a[0] == path and a[2] & os.O_ACCMODE == 0)]
-    line = err.getvalue()
-    told = line[-1:] == "\n" and line[:-1].isprintable() and len(line) < 400
-    return f"{foreign}, {line!r}" if foreign or told != (outcome == REFUSED) else outcome
+        seen = list(events)
+    line = error.getvalue()
+    is_one_line = line.endswith("\n") and line[:-1].isprintable() and len(line) < 400
+    if is_one_line != (outcome == REFUSED):
+        return f"it says {line!r}"
+    for event, args in seen:
+        is_reading = event == "open" and args[0] == path and args[2] & os.O_ACCMODE == os.O_RDONLY
+        if not is_reading:
+            return f"it does {event} {args}"
+    return outcome
+
+
+def work(mutant, path):
+    """In a child process: end with what comes of the mutant."""
+    limit = 4 << 30  # bytes: to ask for a terabyte is an error then, and no more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    sys.exit(judge(mutant, path))
+
+
+def ending(mutant, path):
+    """What a child process ends with: None if it hangs, and a negative number if it crashes."""
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=work, args=(mutant, path), daemon=True)
+    process.start()
+    process.join(PATIENCE)
+    status = process.exitcode
+    process.kill()
+    return status
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    args, run, data, events, endings = parser.parse_args(), pg_pong.load(str(SHIPPED)), SHIPPED.read_bytes(), [], []
-    places = [data.find(w.tobytes("C")) + end for part in (run.model, run.rmsprop_cache)
-              for w in part.values() for end in (0, w.nbytes)]             # where the pickle's structure is
-    hot = [(max(at - 150, 0), at + 150) for at in [0, *places, data.rfind(b"scores"), len(data)]]
-    b"x".decode("raw-unicode-escape")                      # pickletools uses it: its import is no mutant's doing
+    args = parser.parse_args()
+    data = (ROOT / "save.p").read_bytes()
+    hot = hot_spans(data)
+    b"x".decode("raw-unicode-escape")  # pickletools uses it: its import is no mutant's doing
     sys.addaudithook(lambda event, args: events.append((event, args)))
+    endings = []
     with tempfile.TemporaryDirectory() as folder:
-        def work(number):
-            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))     # a length of 60 GB is an error and no more
-            mutant = mutate(data, np.random.default_rng([args.seed, number]), hot)
-            sys.exit(judge(mutant, os.path.join(folder, "save.p"), events))
         for number in range(args.files):
-            process = multiprocessing.get_context("fork").Process(target=work, args=(number,), daemon=True)
-            process.start()
-            process.join(60)
-            endings.append(process.exitcode)               # None if it hangs, negative if it crashed
-            if process.exitcode not in (ADMITTED, REFUSED):
-                print(f"number {number} with seed {args.seed}: status {process.exitcode}", flush=True)
-                process.kill()
-    good, crashed = endings.count(ADMITTED) + endings.count(REFUSED), sum(e is not None and e < 0 for e in endings)
-    print(f"{args.files} files: {endings.count(ADMITTED)} admitted, {endings.count(REFUSED)} refused, "
-          f"{crashed} crashed, {args.files - good - crashed} misled or hung", flush=True)
-    sys.exit(args.files != good)
+            mutant = mutate(data, np.random.default_rng([args.seed, number]), hot)
+            status = ending(mutant, os.path.join(folder, "save.p"))
+            endings.append(status)
+            if status not in (ADMITTED, REFUSED):
+                print(f"number {number} with seed {args.seed}: status {status}", flush=True)
+            events.clear()
+    admitted = endings.count(ADMITTED)
+    refused = endings.count(REFUSED)
+    crashed = sum(status is not None and status < 0 for status in endings)
+    others = args.files - admitted - refused - crashed
+    print(f"{args.files} files: {admitted} admitted, {refused} refused, "
+          f"{crashed} crashed, {others} misled or hung", flush=True)
+    if crashed + others > 0:
+        sys.exit(1)
+
 
 if __name__ == "__main__":
     main()
