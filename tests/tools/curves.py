@@ -1,4 +1,4 @@
-"""Draw the running means of several runs, and print them: python tests/tools/curves.py FILE.png SAVE..."""
+"""Draw the running means of several runs, and print them: curves.py FILE.png SAVE..."""
 import sys
 from pathlib import Path
 from statistics import median
@@ -7,16 +7,51 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import pg_pong
 from matplotlib.figure import Figure
 
-figure, curves = Figure(figsize=(10, 4), layout="constrained"), []
-axes = figure.add_subplot(xlabel="episode", ylabel="score, running mean")
-axes.axhline(0, color="black", linewidth=0.8)              # even with the opponent
-for run in map(pg_pong.load, sys.argv[2:]):
-    curves.append(pg_pong.running_means(run.scores))
-    first = next((n for n, mean in enumerate(curves[-1], 1) if mean >= 0), "more")
-    print(f"{len(run.scores)} episodes, {run.steps} steps, 0 is reached after {first}: {run.settings}")
-    axes.plot(curves[-1], label=f"seed {run.settings['seed']}")
-axes.legend()
-figure.savefig(sys.argv[1])
-for n in 100, 500, 1000, 2000, 4000, 6000, 8000:
-    means = [curve[n - 1] for curve in curves if len(curve) >= n]
-    print(f"{n} episodes, {len(means)} runs:", *(f"{f(means):+.2f}" for f in (median, min, max) if means))
+ROWS = [100, 500, 1000, 2000, 4000, 6000, 8000]  # episodes
+
+
+def first_reaches_0(curve):
+    """The first episode after which the running mean is not below 0."""
+    for episode, mean in enumerate(curve, 1):
+        if mean >= 0:
+            return episode
+    return "more"
+
+
+def draw(runs, curves, file):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="episode", ylabel="score, running mean")
+    axes.axhline(0, color="black", linewidth=0.8)  # where both players are equally strong
+    for run, curve in zip(runs, curves):
+        axes.plot(curve, label=f"seed {run.settings.seed}")
+    axes.legend()
+    figure.savefig(file)
+
+
+def print_runs(runs, curves):
+    for run, curve in zip(runs, curves):
+        print(f"{len(run.scores)} episodes, {run.steps} steps, "
+              f"0 is first reached after {first_reaches_0(curve)}: {run.settings}")
+
+
+def print_table(curves):
+    """For each row: the median, the lowest and the highest running mean of the runs so long."""
+    for episodes in ROWS:
+        means = [curve[episodes - 1] for curve in curves if len(curve) >= episodes]
+        line = f"{episodes} episodes, {len(means)} runs:"
+        if means:
+            line += f" {median(means):+.2f} {min(means):+.2f} {max(means):+.2f}"
+        print(line)
+
+
+def main():
+    file, *paths = sys.argv[1:]
+    runs = [pg_pong.load(path) for path in paths]
+    curves = [pg_pong.running_means(run.scores) for run in runs]
+    print_runs(runs, curves)
+    draw(runs, curves, file)
+    print_table(curves)
+
+
+if __name__ == "__main__":
+    main()
