@@ -23,7 +23,8 @@ ONE_BATCH = ["--batch-size", 2, "--episodes", 2]
 # Patched runs import pg_pong, and processes that they spawn do so, too.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 ENVIRONMENT.pop("JPY_PARENT_PID", None)
-HEADLESS = {k: v for k, v in ENVIRONMENT.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+DISPLAYS = ["DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"]  # where a window finds its screen
+HEADLESS = {k: v for k, v in ENVIRONMENT.items() if k not in DISPLAYS}
 
 
 class Trainer:
