@@ -11,8 +11,7 @@ import pytest
 from helpers import Trainer, children, file_of, finish, parts, read_until, same, stop
 import pg_pong
 
-BATCHES = ["--seed", 1, "--batch-size", 3]
-RUN = [*BATCHES, "--episodes", 9]
+RUN = ["--seed", 1, "--batch-size", 3, "--episodes", 9]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +58,10 @@ def test_training_in_one_process_gives_the_same_run(whole, in_one_process):
 
 
 def test_a_run_stopped_in_mid_batch_and_resumed_twice_is_the_run_without_a_stop(trainer, whole):
-    first = trainer.start(*BATCHES)
+    first = trainer.start(*RUN)
     read_until(first, "episode 3 ")
     stop(first, signal.SIGINT)
-    second = trainer.start("--resume", "--workers", 1)
+    second = trainer.start("--resume", "--episodes", 9, "--workers", 1)
     read_until(second, "episode 6 ")
     stop(second, signal.SIGTERM)
     third = trainer("--resume", "--episodes", 9)
