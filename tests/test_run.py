@@ -47,16 +47,6 @@ def test_the_number_of_workers_and_how_they_start_do_not_matter(trainer, whole, 
     assert same(trainer.load(), whole.load())
 
 
-def test_training_in_one_process_gives_the_same_run(whole, in_one_process):
-    run = in_one_process[-1]
-
-    weights, rest = whole.load()
-    assert same(run.model, weights)
-    assert {k: array.tobytes() for k, array in run.mean_square.items()} == rest["mean_square"]
-    assert run.scores == rest["scores"]
-    assert run.steps == rest["steps"]
-
-
 def test_a_run_stopped_in_mid_batch_and_resumed_twice_is_the_run_without_a_stop(trainer, whole):
     first = trainer.start(*RUN)
     read_until(first, "episode 3 ")
