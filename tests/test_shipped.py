@@ -16,8 +16,8 @@ def shipped(trainer):
 
 
 def test_the_shipped_agent_beats_the_game(shipped):
-    """It was measured at +7.94 over 800 episodes, so the mean of 4 has a standard error of 2.5."""
-    result = shipped("--eval", 4, "--seed", 1)
+    """It was measured at +7.94 over 800 episodes, so the mean of 3 has a standard error of 2.8."""
+    result = shipped("--eval", 3, "--seed", 1)
 
     mean = re.search(r"mean score ([+-]\d+\.\d\d)", result.out)[1]
     assert float(mean) > 0

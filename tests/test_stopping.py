@@ -228,7 +228,7 @@ def test_a_killed_trainer_leaves_no_process(trainer, patched, flags, count):
 
 
 def test_a_storm_of_kills_loses_nothing():
-    storm = subprocess.run([sys.executable, TESTS / "tools" / "storm.py", "--kills", "3"],
+    storm = subprocess.run([sys.executable, TESTS / "tools" / "storm.py", "--kills", "2"],
                            capture_output=True, text=True)
 
     assert storm.returncode == 0, storm.stdout + storm.stderr
