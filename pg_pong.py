@@ -26,7 +26,7 @@ What differs from the script that the post links to:
 4. The weights are float32, and save.p holds all of the run.
 
 Read from top to bottom, or begin with the two functions that tell the story: episode_gradient and
-train. The algorithm ends where a line says so.
+train. A line says where the algorithm is over, and the rest of the program begins.
 """
 import os
 import signal
