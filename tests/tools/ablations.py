@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import pg_pong
+
 END = "# Here the algorithm ends."
 SAVE_EVERY = 100         # episodes
 COLUMNS = [500, 1000]    # episodes: of the table
@@ -144,16 +147,8 @@ def learn(job):
         if done // SAVE_EVERY > saved // SAVE_EVERY or done >= episodes:
             write(file, run)
             saved = done
-            mean = running_mean(run.scores, done)
+            mean = pg_pong.running_means(run.scores)[-1]
             print(f"{name}, seed {seed}: {done} episodes, {mean:+.2f}", file=sys.stderr, flush=True)
-
-
-def running_mean(scores, episodes):
-    """The exponential moving average, as pg_pong.py prints it, after that many episodes."""
-    mean = scores[0]
-    for score in scores[1:episodes]:
-        mean = 0.99 * mean + 0.01 * score
-    return mean
 
 
 def cell(folder, name, seeds, episodes):
@@ -163,7 +158,8 @@ def cell(folder, name, seeds, episodes):
         file = file_of(folder, name, seed)
         scores = read(file)["scores"] if file.exists() else []
         if len(scores) >= episodes:
-            means.append(f"{running_mean(scores, episodes):+.1f}")
+            mean = pg_pong.running_means(scores)[episodes - 1]
+            means.append(f"{mean:+.1f}")
     return ", ".join(means)
 
 
@@ -192,7 +188,7 @@ def parse_flags():
 def main():
     args = parse_flags()
     for variant in VARIANTS:
-        source(variant)  # a change of pg_pong.py that no edit expects is found before an hour's run
+        build(variant)  # so that an edit that no longer fits is found before the first hour
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = [(args.folder, name, seed, args.episodes) for seed in args.seeds for name in args.only]
     ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,114 @@
+"""The tools that draw the README's pictures and tables, in small doses."""
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import PATIENCE, SHIPPED, TESTS, same
+from PIL import Image
+
+import pg_pong
+
+
+@pytest.fixture
+def tool(tmp_path):
+    """Runs a tool in an empty folder, and returns what it prints."""
+    def run(name, *flags):
+        command = [sys.executable, TESTS / "tools" / name, *map(str, flags)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+                                timeout=PATIENCE)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+    return run
+
+
+# ---- ablations.py
+
+
+def test_a_variant_learns_what_the_command_line_learns_with_the_same_change(tool, trainer):
+    variants = ["--only", "batch of 1", "rate 1e-4", "--seeds", 5, "--folder", "variants"]
+
+    tool("ablations.py", *variants, "--episodes", 1)
+    table = tool("ablations.py", *variants, "--episodes", 2)  # which goes on where that one ended
+    trainer("--seed", 5, "--episodes", 2, "--batch-size", 1, "--save", "batch.p")
+    trainer("--seed", 5, "--episodes", 2, "--learning-rate", 1e-4, "--save", "rate.p")
+
+    batch = pg_pong.load(str(trainer.folder / "batch.p"))
+    rate = pg_pong.load(str(trainer.folder / "rate.p"))
+    assert learned(trainer.folder / "variants" / "batch-of-1.5.p", batch)
+    assert learned(trainer.folder / "variants" / "rate-1e-4.5.p", rate)
+    assert table.splitlines() == [
+        "| variant | 2 |",
+        "|---|---|",
+        f"| batch of 1 | {pg_pong.running_means(batch.scores)[1]:+.1f} |",
+        f"| rate 1e-4 | {pg_pong.running_means(rate.scores)[1]:+.1f} |",
+    ]
+
+
+def learned(file, run):
+    """Whether the file of a variant holds the same as the run."""
+    fields = pickle.loads(file.read_bytes())
+    return (same(fields["model"], run.model)
+            and same(fields["mean_square"], run.mean_square)
+            and fields["scores"] == run.scores
+            and fields["steps"] == run.steps)
+
+
+# ---- learning.py
+
+
+def test_the_gif_shows_the_untrained_agent_and_each_save_in_the_same_game(tool, tmp_path, saved):
+    (tmp_path / "two.p").write_bytes(saved)
+
+    tool("learning.py", "learning.gif", "two.p", SHIPPED, "--seed", 1, "--seconds", 2)
+
+    with Image.open(tmp_path / "learning.gif") as gif:
+        images = [image_at(gif, n) for n in range(gif.n_frames)]
+        duration = gif.info["duration"]
+    new = pg_pong.new_run(pg_pong.load(str(tmp_path / "two.p")).settings).model
+    models = [new, pg_pong.load(str(tmp_path / "two.p")).model, pg_pong.load(str(SHIPPED)).model]
+    games = [screens(model, seed=1, count=100) for model in models]
+    begin = first_with_ball(games[0])
+    assert duration == 50
+    assert len(images) == 40
+    for place, game in enumerate(games):
+        for image, screen in zip(images, game[begin:]):
+            panel = image[74:235, 168 * place:168 * place + 160]
+            assert abs(panel - screen[34:195]).max() < 10
+
+
+def image_at(gif, n):
+    gif.seek(n)
+    return np.array(gif.convert("RGB")).astype(int)
+
+
+def screens(model, seed, count):
+    """What the screen shows after each of the first steps of an episode."""
+    game = pg_pong.Pong()
+    steps = pg_pong.play(game, model, np.random.default_rng(seed))
+    return [game.ale.getScreenRGB() for _, _ in zip(range(count), steps)]
+
+
+def first_with_ball(game):
+    """The first screen with something white on the playing field."""
+    for n, screen in enumerate(game):
+        if (screen[35:194] == 236).all(axis=2).any():
+            return n
+
+
+# ---- curves.py
+
+
+def test_the_curves_are_told_by_the_middle_and_the_extremes_of_the_runs(tool, tmp_path):
+    for seed, score in enumerate([-21, -10, 3]):
+        run = pg_pong.new_run(pg_pong.Settings(seed=seed))
+        pg_pong.save(run._replace(scores=[score] * 100), str(tmp_path / f"{seed}.p"), 0)
+
+    lines = tool("curves.py", "curves.png", "0.p", "1.p", "2.p").splitlines()
+
+    assert "0 is first reached after more" in lines[0]
+    assert "0 is first reached after 1:" in lines[2]
+    assert lines[3] == "100 episodes, 3 runs: -10.00 -21.00 +3.00"
+    assert lines[4] == "500 episodes, 0 runs:"
+    assert Image.open(tmp_path / "curves.png").size == (1000, 400)
