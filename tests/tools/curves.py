@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import pg_pong
 from matplotlib.figure import Figure
 
-ROWS = [100, 500, 1000, 2000, 4000, 6000, 8000]  # episodes
+EPISODES = [100, 500, 1000, 2000, 4000, 6000, 8000]  # columns of the table
 
 
 def first_reaches_0(curve):
@@ -30,18 +30,19 @@ def draw(runs, curves, file):
 
 def print_runs(runs, curves):
     for run, curve in zip(runs, curves):
-        print(f"{len(run.scores)} episodes, {run.steps} steps, "
-              f"0 is first reached after {first_reaches_0(curve)}: {run.settings}")
+        hours = run.seconds / 3600
+        print(f"{run.settings}: {len(run.scores)} episodes, {run.steps:,} steps, {hours:.2f} h; "
+              f"0 is first reached after {first_reaches_0(curve)}")
 
 
 def print_table(curves):
-    """For each row: the median, the lowest and the highest running mean of the runs so long."""
-    for episodes in ROWS:
-        means = [curve[episodes - 1] for curve in curves if len(curve) >= episodes]
-        line = f"{episodes} episodes, {len(means)} runs:"
-        if means:
-            line += f" {median(means):+.2f} {min(means):+.2f} {max(means):+.2f}"
-        print(line)
+    """After so many episodes, the highest, median and lowest running mean of the runs so long."""
+    columns = [[curve[n - 1] for curve in curves if len(curve) >= n] for n in EPISODES]
+    columns = [column for column in columns if column]
+    print("| episodes |", " | ".join(f"{n:,}" for n in EPISODES[:len(columns)]), "|")
+    print("|---" * (1 + len(columns)) + "|")
+    for name, choose in [("highest", max), ("middle", median), ("lowest", min)]:
+        print("|", name, "|", " | ".join(f"{choose(column):+.1f}" for column in columns), "|")
 
 
 def main():
