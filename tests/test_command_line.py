@@ -187,8 +187,7 @@ def test_the_readme_names_the_flags_of_help_and_no_others(sentences):
 
 
 @pytest.mark.parametrize("command", [
-    "python3 -m venv .venv",
-    "source .venv/bin/activate",
+    "python3 -m venv .venv && source .venv/bin/activate",
     "pip install -r requirements.txt",
     "python pg_pong.py",
     "pip install -r tests/requirements.txt",

@@ -19,6 +19,7 @@ import pg_pong
 from PIL import Image, ImageDraw, ImageFont
 
 STEP = 0.05              # seconds that a step is shown, which is what 3 frames take
+PAUSE = 2                # seconds that the last step is shown
 WIDTH, GAP = 160, 8      # pixels: of the emulator's screen, and between two of them
 TOP, GAME = 40, 195      # pixels: height of the text, and of the screen as far as it is shown
 PAPER, INK = 255, 0
@@ -106,7 +107,8 @@ def write(file, images):
     palette = images[-1].quantize(COLORS)
     first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE)
                       for image in images]
-    first.save(file, save_all=True, append_images=others, loop=0, duration=1000 * STEP)
+    durations = [1000 * STEP] * len(others) + [1000 * PAUSE]  # milliseconds
+    first.save(file, save_all=True, append_images=others, loop=0, duration=durations)
 
 
 def main():
