@@ -1030,10 +1030,8 @@ def plot(path, file):
     """Draw the scores, and what each pixel says through each of the 40 strongest neurons."""
     from matplotlib.figure import Figure
     run = load(path)
-    votes = run.model["W1"] * run.model["W2"][:, np.newaxis]  # positive for UP
-    strengths = np.linalg.norm(votes, axis=1)
-    strongest = np.argsort(-strengths)[:40]
-    limit = np.percentile(np.abs(votes[strongest]), 99.8)
+    neurons = strongest_neurons(run.model, 40)
+    limit = np.percentile(np.abs(neurons), 99.8)
 
     figure = Figure(figsize=(10, 9), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
@@ -1042,10 +1040,18 @@ def plot(path, file):
     curve.plot(running_means(run.scores))
     curve.axhline(0, color="black", linewidth=0.8)  # where both players are equally strong
     lower.suptitle("white says UP, black says DOWN")
-    for neuron, axes in zip(strongest, lower.subplots(4, 10).flat):
-        axes.imshow(votes[neuron].reshape(80, 80), cmap="gray", vmin=-limit, vmax=limit)
+    for neuron, axes in zip(neurons, lower.subplots(4, 10).flat):
+        axes.imshow(neuron, cmap="gray", vmin=-limit, vmax=limit)
         axes.axis("off")
     figure.savefig(file)
+
+
+def strongest_neurons(model, count):
+    """What each pixel says through each of them, positive for UP: (count, 80, 80) float32."""
+    votes = model["W1"] * model["W2"][:, np.newaxis]
+    strengths = np.linalg.norm(votes, axis=1)
+    strongest = np.argsort(-strengths)[:count]
+    return votes[strongest].reshape(count, 80, 80)
 
 
 # ---- command line

@@ -66,9 +66,9 @@ def test_the_gif_shows_the_untrained_agent_and_each_save_in_the_same_game(tool, 
     with Image.open(tmp_path / "learning.gif") as gif:
         images = [image_at(gif, n) for n in range(gif.n_frames)]
         last = gif.info["duration"]
-    new = pg_pong.new_run(pg_pong.load(str(tmp_path / "two.p")).settings).model
-    models = [new, pg_pong.load(str(tmp_path / "two.p")).model, pg_pong.load(str(SHIPPED)).model]
-    games = [screens(model, seed=1, count=100) for model in models]
+    run = pg_pong.load(str(tmp_path / "two.p"))
+    agents = [pg_pong.new_run(run.settings), run, pg_pong.load(str(SHIPPED))]
+    games = [screens(agent.model, seed=1, count=100) for agent in agents]
     begin = first_with_ball(games[0])
     assert last == 2000  # milliseconds
     assert len(images) == 40

@@ -17,21 +17,13 @@ import signal
 import sys
 import types
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import pg_pong
 
 END = "# Here the algorithm ends."
-SAVE_EVERY = 100         # episodes
 COLUMNS = [500, 1000]    # episodes: of the table
-
-
-class Variant(NamedTuple):
-    name: str
-    edits: list          # pairs: what stands once in the algorithm, and what replaces it
-
 
 OVER_THE_BATCH = """
     episodes = [episode_gradient(model, seed, gamma) for seed in seeds]
@@ -49,67 +41,66 @@ ADVANTAGES = "(returns - returns.mean()) / deviation"
 DIFFERENCE = "x = picture - previous "
 RMSPROP = "learning_rate * g / (np.sqrt(next_mean_square[k]) + 1e-5)"
 
-VARIANTS = [
-    Variant("as it is", []),
-    Variant("rate 1e-4", [
-        ("learning_rate: float = 1e-3", "learning_rate: float = 1e-4")]),
-    Variant("returns as they are", [
-        (ADVANTAGES, "returns")]),
-    Variant("mean not subtracted", [
-        (ADVANTAGES, "returns / deviation")]),
-    Variant("standardized over the batch", [
+VARIANTS = {  # name: pairs of what stands once in the algorithm, and what replaces it
+    "as it is": [],
+    "rate 1e-4": [
+        ("learning_rate: float = 1e-3", "learning_rate: float = 1e-4")],
+    "returns as they are": [
+        (ADVANTAGES, "returns")],
+    "mean not subtracted": [
+        (ADVANTAGES, "returns / deviation")],
+    "standardized over the batch": [
         ("advantages = standardize(discount_rewards(rewards, gamma))", "advantages = 1"),
         ("dlogits = (np.array(dlogits) * advantages).astype(np.float32)", "pass"),
         ("return policy_backward(model, xs, np.array(hs), dlogits), rewards",
          "return (xs, np.array(hs), np.array(dlogits)), rewards"),
         ("    for seed in seeds:\n        yield episode_gradient(model, seed, gamma)\n",
-         OVER_THE_BATCH)]),
-    Variant("won points alone", [
-        (ADVANTAGES, "np.maximum(returns, 0)")]),
-    Variant("no reset at points", [
-        ("running = 0.0  # a point ends", "pass  # a point ends")]),
-    Variant("gamma 0.9", [
-        ("gamma: float = 0.99 ", "gamma: float = 0.9 ")]),
-    Variant("gamma 1", [
-        ("gamma: float = 0.99 ", "gamma: float = 1.0 ")]),
-    Variant("one picture", [
-        (DIFFERENCE, "x = picture ")]),
-    Variant("two pictures", [
+         OVER_THE_BATCH)],
+    "won points alone": [
+        (ADVANTAGES, "np.maximum(returns, 0)")],
+    "no reset at points": [
+        ("running = 0.0  # a point ends", "pass  # a point ends")],
+    "gamma 0.9": [
+        ("gamma: float = 0.99 ", "gamma: float = 0.9 ")],
+    "gamma 1": [
+        ("gamma: float = 0.99 ", "gamma: float = 1.0 ")],
+    "one picture": [
+        (DIFFERENCE, "x = picture ")],
+    "two pictures": [
         ("D = 80 * 80 ", "D = 2 * 80 * 80 "),
-        (DIFFERENCE, "x = np.concatenate([picture, previous]) ")]),
-    Variant("plain ascent, rate 1e-2", [
-        (RMSPROP, "1e-2 * g")]),
-    Variant("plain ascent, rate 1e-3", [
-        (RMSPROP, "1e-3 * g")]),
-    Variant("plain ascent, rate 1e-4", [
-        (RMSPROP, "1e-4 * g")]),
-    Variant("batch of 1", [
-        ("batch_size: int = 10 ", "batch_size: int = 1 ")]),
-    Variant("batch of 50", [
-        ("batch_size: int = 10 ", "batch_size: int = 50 ")]),
-    Variant("likelier action, not sampled", [
-        ("goes_up = rng.random() < p ", "goes_up = p > 0.5 ")]),
-    Variant("four frames, none sticky", [
+        (DIFFERENCE, "x = np.concatenate([picture, previous]) ")],
+    "plain ascent, rate 1e-2": [
+        (RMSPROP, "1e-2 * g")],
+    "plain ascent, rate 1e-3": [
+        (RMSPROP, "1e-3 * g")],
+    "plain ascent, rate 1e-4": [
+        (RMSPROP, "1e-4 * g")],
+    "batch of 1": [
+        ("batch_size: int = 10 ", "batch_size: int = 1 ")],
+    "batch of 50": [
+        ("batch_size: int = 10 ", "batch_size: int = 50 ")],
+    "likelier action, not sampled": [
+        ("goes_up = rng.random() < p ", "goes_up = p > 0.5 ")],
+    "four frames, none sticky": [
         ("range(self.rng.integers(2, 5))", "range(4)"),
-        ("sticky = self.rng.random() < 0.25", "sticky = False")]),
-]
-BY_NAME = {variant.name: variant for variant in VARIANTS}
+        ("sticky = self.rng.random() < 0.25", "sticky = False")],
+}
 
 
-def source(variant):
-    """The text of pg_pong.py down to where the algorithm ends, with the variant's edits."""
+def source(name):
+    """The text of pg_pong.py down to where the algorithm ends, with the edits of a variant."""
     text = (ROOT / "pg_pong.py").read_text().partition(END)[0]
-    for old, new in variant.edits:
+    for old, new in VARIANTS[name]:
         if text.count(old) != 1:
-            sys.exit(f"ablations.py: of {variant.name}: not once in the algorithm: {old}")
+            sys.exit(f"ablations.py: of {name}: not once in the algorithm: {old}")
         text = text.replace(old, new)
     return text
 
 
-def build(variant):
-    """The variant as a module."""
+def build(name):
+    """A variant as a module."""
     module = types.ModuleType("variant")
-    exec(compile(source(variant), variant.name, "exec"), vars(module))
+    exec(compile(source(name), name, "exec"), vars(module))
     return module
 
 
@@ -135,7 +126,7 @@ def learn(job):
     """Train a variant, or go on with it, and save it along the way."""
     folder, name, seed, episodes = job
     file = file_of(folder, name, seed)
-    module = build(BY_NAME[name])
+    module = build(name)
     settings = module.Settings(seed=seed)
     if file.exists():
         run = module.Run(settings, **read(file))
@@ -144,23 +135,22 @@ def learn(job):
     saved = len(run.scores)
     for run in module.train(run, episodes):
         done = len(run.scores)
-        if done // SAVE_EVERY > saved // SAVE_EVERY or done >= episodes:
+        if done // pg_pong.SAVE_EVERY > saved // pg_pong.SAVE_EVERY or done >= episodes:
             write(file, run)
             saved = done
             mean = pg_pong.running_means(run.scores)[-1]
             print(f"{name}, seed {seed}: {done} episodes, {mean:+.2f}", file=sys.stderr, flush=True)
 
 
-def cell(folder, name, seeds, episodes):
-    """The running means of the seeds that are so far, as text."""
-    means = []
-    for seed in seeds:
-        file = file_of(folder, name, seed)
-        scores = read(file)["scores"] if file.exists() else []
-        if len(scores) >= episodes:
-            mean = pg_pong.running_means(scores)[episodes - 1]
-            means.append(f"{mean:+.1f}")
-    return ", ".join(means)
+def running_means(folder, name, seed):
+    """Of what a run has so far: a list, which is empty if it has not begun."""
+    file = file_of(folder, name, seed)
+    return pg_pong.running_means(read(file)["scores"]) if file.exists() else []
+
+
+def cell(curves, episodes):
+    """The running means of the runs that are so far, as text."""
+    return ", ".join(f"{curve[episodes - 1]:+.1f}" for curve in curves if len(curve) >= episodes)
 
 
 def print_table(args):
@@ -168,14 +158,14 @@ def print_table(args):
     print("| variant |", " | ".join(f"{n:,}" for n in columns), "|")
     print("|---" * (1 + len(columns)) + "|")
     for name in args.only:
-        cells = [cell(args.folder, name, args.seeds, n) for n in columns]
-        print("|", name, "|", " | ".join(cells), "|")
+        curves = [running_means(args.folder, name, seed) for seed in args.seeds]
+        print("|", name, "|", " | ".join(cell(curves, n) for n in columns), "|")
 
 
 def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    names = list(BY_NAME)
+    names = list(VARIANTS)
     add("--only", nargs="+", choices=names, default=names, metavar="NAME",
         help="of: " + ", ".join(f'"{name}"' for name in names))
     add("--episodes", type=int, default=1000)
@@ -187,8 +177,8 @@ def parse_flags():
 
 def main():
     args = parse_flags()
-    for variant in VARIANTS:
-        build(variant)  # so that an edit that no longer fits is found before the first hour
+    for name in VARIANTS:
+        build(name)  # so that an edit that no longer fits is found before the first hour
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = [(args.folder, name, seed, args.episodes) for seed in args.seeds for name in args.only]
     ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)

@@ -8,7 +8,6 @@ and the running mean of its score by then. Below is its strongest neuron, in the
 that lights up where it is white speaks for UP, and where it is black, for DOWN.
 """
 import argparse
-import itertools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,6 @@ STEP = 0.05              # seconds that a step is shown, which is what 3 frames 
 PAUSE = 2                # seconds that the last step is shown
 WIDTH, GAP = 160, 8      # pixels: of the emulator's screen, and between two of them
 TOP, GAME = 40, 195      # pixels: height of the text, and of the screen as far as it is shown
-PAPER, INK = 255, 0
 COLORS = 48
 
 
@@ -66,9 +64,7 @@ def has_ball(picture):
 
 def strongest_neuron(model):
     """What each pixel says through it, as large as the game: (160, 160) uint8."""
-    votes = model["W1"] * model["W2"][:, np.newaxis]
-    strongest = np.argmax(np.linalg.norm(votes, axis=1))
-    vote = votes[strongest].reshape(80, 80)
+    vote = pg_pong.strongest_neurons(model, 1)[0]
     limit = np.percentile(np.abs(vote), 99.5)
     vote = np.clip(vote / limit, -1, 1)
     gray = np.uint8(np.round((vote + 1) / 2 * 15) * 17)  # 16 grays take less room in the file
@@ -76,20 +72,14 @@ def strongest_neuron(model):
 
 
 def frame(agent):
-    """What stays: the text and the neuron. Returns an image with room for the game."""
-    image = Image.new("RGB", (WIDTH, TOP + GAME + GAP + WIDTH), (PAPER, PAPER, PAPER))
+    """What stays: the text, the neuron, and a gap on the right. There is room for the game."""
+    image = Image.new("RGB", (WIDTH + GAP, TOP + GAME + GAP + WIDTH), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(16)
     for line, text in enumerate([agent.title, agent.score]):
-        draw.text((WIDTH / 2, 19 * line), text, INK, font, anchor="ma")
+        draw.text((WIDTH / 2, 19 * line), text, "black", font, anchor="ma")
     image.paste(Image.fromarray(strongest_neuron(agent.model)), (0, TOP + GAME + GAP))
     return np.array(image)
-
-
-def side_by_side(columns):
-    gap = np.full((len(columns[0]), GAP, 3), PAPER, np.uint8)
-    parts = itertools.chain.from_iterable((gap, column) for column in columns)
-    return Image.fromarray(np.hstack(list(parts)[1:]))
 
 
 def draw(agents, seed, count):
@@ -98,8 +88,8 @@ def draw(agents, seed, count):
     games = [screens(agent.model, seed, count) for agent in agents]
     for step in zip(*games):
         for column, screen in zip(frames, step):
-            column[TOP:TOP + GAME] = screen
-        yield side_by_side(frames)
+            column[TOP:TOP + GAME, :WIDTH] = screen
+        yield Image.fromarray(np.hstack(frames)[:, :-GAP])
 
 
 def write(file, images):
