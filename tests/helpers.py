@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -89,9 +90,14 @@ def same(a, b):
 
 def read_until(process, start):
     """Read what the process prints up to the first line that starts like this. Returns it."""
-    for line in process.stdout:
-        if line.startswith(start):
-            return line
+    timer = threading.Timer(PATIENCE, process.kill)  # which ends its output, too
+    timer.start()
+    try:
+        for line in process.stdout:
+            if line.startswith(start):
+                return line
+    finally:
+        timer.cancel()
     raise AssertionError((start, process.stderr.read()))
 
 
