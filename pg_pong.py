@@ -1137,6 +1137,13 @@ def run_training(flags, path, worker_count, stop_signals):
             return train_and_save(run, path, flags.get("episodes", np.inf), workers)
 
 
+def core_count():
+    """How many cores this process may use. On a shared machine, these may be few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def run_mode(flags):
     """Do what the flags say. Returns the exit status, or None if all is well."""
     path = flags.get("save", "save.p")
@@ -1148,7 +1155,7 @@ def run_mode(flags):
         if flags["watch"]:
             return write_gif(path, flags["watch"], rng)
         return show_games(lambda: load(path).model, rng)
-    worker_count = flags.get("workers", os.cpu_count())
+    worker_count = flags.get("workers", core_count())
     if sys.platform == "win32":
         worker_count = min(worker_count, 60)  # Windows cannot wait for more
     with stop_signals_noted() as stop_signals:

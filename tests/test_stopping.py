@@ -167,6 +167,17 @@ def test_there_are_never_more_workers_than_episodes_in_a_batch(trainer):
     assert len(workers) == 2
 
 
+def test_there_is_a_worker_for_each_core_that_the_trainer_may_use(trainer):
+    one = min(os.sched_getaffinity(0))
+    process = trainer.start(*BATCHES, preexec_fn=lambda: os.sched_setaffinity(0, [one]))
+    read_until(process, "episode 2 ")
+
+    workers = children(process.pid)
+    stop(process)
+
+    assert len(workers) == 1
+
+
 @pytest.mark.parametrize("patched", [None, "spawns"], ids=["forked", "spawned"])
 def test_a_killed_worker_is_replaced_and_the_run_is_the_same(trainer, calm, patched):
     process = trainer.start(*RUN, "--workers", 1, patched=patched)

@@ -11,7 +11,6 @@ A change of pg_pong.py is not noticed: then begin with an empty folder.
 """
 import argparse
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
@@ -171,7 +170,7 @@ def parse_flags():
     add("--episodes", type=int, default=1000)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--folder", type=Path, default=ROOT / "runs" / "ablations")
-    add("--processes", type=int, default=os.cpu_count(), help="runs at a time")
+    add("--processes", type=int, default=pg_pong.core_count(), help="runs at a time")
     return parser.parse_args()
 
 
