@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,16 +88,23 @@ def same(a, b):
     return type(a) is type(b) and a == b
 
 
-def read_until(process, start):
-    """Read what the process prints up to the first line that starts like this. Returns it."""
-    timer = threading.Timer(PATIENCE, process.kill)  # which ends its output, too
+@contextmanager
+def killed_when_late(process):
+    """For reading from a process: its death ends its output, so that nobody waits for ever."""
+    timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
     try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def read_until(process, start):
+    """Read what the process prints up to the first line that starts like this. Returns it."""
+    with killed_when_late(process):
         for line in process.stdout:
             if line.startswith(start):
                 return line
-    finally:
-        timer.cancel()
     raise AssertionError((start, process.stderr.read()))
 
 

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import (HEADLESS, PATIENCE, SCRIPT, SHIPPED, TESTS, children, file_of, finish, parts,
-                     read_until, same, stop, wait_until)
+from helpers import (HEADLESS, PATIENCE, SCRIPT, SHIPPED, TESTS, children, file_of, finish,
+                     killed_when_late, parts, read_until, same, stop, wait_until)
 from PIL import Image
 import pg_pong
 
@@ -178,7 +178,8 @@ def test_watch_without_a_display_or_a_terminal_says_so_in_one_line(played, varia
 
 def test_render_without_a_display_says_so_in_one_line_and_trains_on(trainer):
     process = trainer.start(*ONE_WORKER, "--render", env=HEADLESS)
-    line = process.stderr.readline()
+    with killed_when_late(process):
+        line = process.stderr.readline()
     wait_until(lambda: len(children(process.pid)) == 1)  # the worker alone
     for _ in range(3):
         read_until(process, "episode ")
@@ -401,8 +402,9 @@ def test_eval_starts_no_more_workers_than_episodes(played):
 
 def test_an_interrupted_eval_reports_what_was_played(played):
     process = played.start("--eval", 5000, start_new_session=True)
-    for _ in range(2):
-        process.stderr.readline()
+    with killed_when_late(process):
+        for _ in range(2):
+            process.stderr.readline()
 
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does, so the workers get it, too
     out, err = finish(process)
