@@ -100,20 +100,20 @@ def first_with_ball(game):
 # ---- curves.py
 
 
-def test_the_curves_are_told_by_the_middle_and_the_extremes_of_the_runs(tool, tmp_path):
-    for seed, score in enumerate([-21, -10, 3]):
-        run = pg_pong.new_run(pg_pong.Settings(seed=seed))
-        pg_pong.save(run._replace(scores=[score] * 100), str(tmp_path / f"{seed}.p"), 0)
+def test_the_curves_are_told_by_a_row_for_each_run(tool, tmp_path):
+    run = pg_pong.new_run(pg_pong.Settings(seed=7))
+    other = run._replace(settings=run.settings._replace(seed=8))
+    pg_pong.save(run._replace(scores=[-21] * 99 + [-10] * 401), str(tmp_path / "a.p"), 0)
+    pg_pong.save(other._replace(scores=[-1] * 95 + [21] * 5), str(tmp_path / "b.p"), 0)
 
-    lines = tool("curves.py", "curves.png", "0.p", "1.p", "2.p").splitlines()
+    lines = tool("curves.py", "curves.png", "a.p", "b.p").splitlines()
 
-    assert lines[0].endswith("0 is first reached after more")
-    assert lines[2].endswith("0 is first reached after 1")
-    assert lines[3:] == [
-        "| episodes | 100 |",
-        "|---|---|",
-        "| highest | +3.0 |",
-        "| middle | -10.0 |",
-        "| lowest | -21.0 |",
+    assert lines[0].endswith("first at 0: not yet")
+    assert lines[1].endswith("first at 0: 100")
+    assert lines[2:] == [
+        "| seed | 100 | 500 | first at 0 |",
+        "|---|---|---|---|",
+        "| 7 | -20.9 | -10.2 | not yet |",
+        "| 8 | +0.1 |  | 100 |",
     ]
     assert Image.open(tmp_path / "curves.png").size == (1000, 400)

@@ -1,7 +1,6 @@
 """Draw the running means of several runs, and print them: curves.py FILE.png SAVE..."""
 import sys
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import pg_pong
@@ -11,11 +10,11 @@ EPISODES = [100, 500, 1000, 2000, 4000, 6000, 8000]  # columns of the table
 
 
 def first_reaches_0(curve):
-    """The first episode after which the running mean is not below 0."""
+    """The first episode after which the running mean is not below 0, as the table has it."""
     for episode, mean in enumerate(curve, 1):
         if mean >= 0:
-            return episode
-    return "more"
+            return f"{episode:,}"
+    return "not yet"
 
 
 def draw(runs, curves, file):
@@ -32,17 +31,18 @@ def print_runs(runs, curves):
     for run, curve in zip(runs, curves):
         hours = run.seconds / 3600
         print(f"{run.settings}: {len(run.scores)} episodes, {run.steps:,} steps, {hours:.2f} h; "
-              f"0 is first reached after {first_reaches_0(curve)}")
+              f"first at 0: {first_reaches_0(curve)}")
 
 
-def print_table(curves):
-    """After so many episodes, the highest, median and lowest running mean of the runs so long."""
-    columns = [[curve[n - 1] for curve in curves if len(curve) >= n] for n in EPISODES]
-    columns = [column for column in columns if column]
-    print("| episodes |", " | ".join(f"{n:,}" for n in EPISODES[:len(columns)]), "|")
-    print("|---" * (1 + len(columns)) + "|")
-    for name, choose in [("highest", max), ("middle", median), ("lowest", min)]:
-        print("|", name, "|", " | ".join(f"{choose(column):+.1f}" for column in columns), "|")
+def print_table(runs, curves):
+    """A row per run: its running mean after so many episodes, and when it first reaches 0."""
+    longest = max(len(curve) for curve in curves)
+    columns = [n for n in EPISODES if n <= longest]
+    print("| seed |", " | ".join(f"{n:,}" for n in columns), "| first at 0 |")
+    print("|---" * (2 + len(columns)) + "|")
+    for run, curve in zip(runs, curves):
+        means = [f"{curve[n - 1]:+.1f}" if n <= len(curve) else "" for n in columns]
+        print("|", run.settings.seed, "|", " | ".join(means), "|", first_reaches_0(curve), "|")
 
 
 def main():
@@ -51,7 +51,7 @@ def main():
     curves = [pg_pong.running_means(run.scores) for run in runs]
     print_runs(runs, curves)
     draw(runs, curves, file)
-    print_table(curves)
+    print_table(runs, curves)
 
 
 if __name__ == "__main__":
