@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import (ENVIRONMENT, ONE_BATCH, ROOT, SHIPPED, TESTS, file_of, parts, read_until, same,
-                     stop)
+from helpers import (ENVIRONMENT, ONE_BATCH, ROOT, SHIPPED, TESTS, file_of, finish, parts,
+                     read_until, same, stop)
 
 import pg_pong
 
@@ -630,7 +630,7 @@ def test_what_a_killed_trainer_leaves_is_in_nobodys_way(trainer):
     first = trainer.start()
     read_until(first, "Learning")
     first.kill()
-    first.communicate()
+    finish(first)
     assert (trainer.folder / "save.p.lock").exists()
     (trainer.folder / "save.p.tmp").write_bytes(b"half")
 
