@@ -45,6 +45,8 @@ try:
     import numpy as np
 except ImportError as problem:
     print(f"pg_pong.py: {problem}; try pip install -r requirements.txt", file=sys.stderr)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a notebook goes on after this
     sys.exit(2)
 
 import argparse

@@ -139,6 +139,21 @@ def run_python(trainer, *arguments, **kwargs):
                           capture_output=True, timeout=PATIENCE, **kwargs)
 
 
+def test_ctrl_c_still_works_in_a_notebook_where_a_package_is_missing(trainer):
+    program = f"""
+import runpy, signal, sys
+sys.modules["ale_py"] = None  # so that Python finds no such module
+try:
+    runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+except SystemExit as end:
+    print("status", end.code, "blocked", signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+    result = run_python(trainer, "-c", program)
+
+    assert result.stdout == "status 2 blocked set()\n"
+
+
 def test_python_i_gives_its_prompt_when_the_run_is_over(trainer):
     result = run_python(trainer, "-i", SCRIPT, *ONE_BATCH, input="print('still', 'here')\n")
 
