@@ -182,6 +182,7 @@ def main():
     jobs = [(args.folder, name, seed, args.episodes) for seed in args.seeds for name in args.only]
     ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.Pool(args.processes, signal.signal, ignore_ctrl_c) as pool:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
         for _ in pool.imap_unordered(learn, jobs):
             pass
     print_table(args)
