@@ -31,6 +31,7 @@ train. A line says where the algorithm is over, and the rest of the program begi
 import os
 import signal
 import sys
+from contextlib import contextmanager, suppress
 
 if __name__ == "__main__" and sys.platform != "win32":
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C waits until main is ready
@@ -46,7 +47,8 @@ try:
 except ImportError as problem:
     print(f"pg_pong.py: {problem}; try pip install -r requirements.txt", file=sys.stderr)
     if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a notebook goes on after this
+        with suppress(KeyboardInterrupt):  # from a Ctrl-C that has waited: this is the end anyway
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a notebook goes on
     sys.exit(2)
 
 import argparse
@@ -63,7 +65,6 @@ import shlex
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from multiprocessing.resource_tracker import ensure_running

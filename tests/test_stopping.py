@@ -154,6 +154,24 @@ except SystemExit as end:
     assert result.stdout == "status 2 blocked set()\n"
 
 
+def test_ctrl_c_while_a_missing_package_is_imported_adds_no_traceback(trainer):
+    program = f"""
+import runpy, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "ale_py":
+            signal.raise_signal(signal.SIGINT)
+            raise ImportError("no ale_py")
+sys.meta_path.insert(0, Finder)
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+    result = run_python(trainer, "-c", program)
+
+    assert result.stderr == "pg_pong.py: no ale_py; try pip install -r requirements.txt\n"
+    assert result.returncode == 2
+
+
 def test_python_i_gives_its_prompt_when_the_run_is_over(trainer):
     result = run_python(trainer, "-i", SCRIPT, *ONE_BATCH, input="print('still', 'here')\n")
 
