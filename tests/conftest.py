@@ -15,6 +15,8 @@ from helpers import ONE_BATCH, Trainer
 
 # A shell lets its background jobs ignore Ctrl-C, and what they start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup; with a handler, only pytest does
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture
