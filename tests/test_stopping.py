@@ -155,21 +155,13 @@ except SystemExit as end:
 
 
 def test_ctrl_c_while_a_missing_package_is_imported_adds_no_traceback(trainer):
-    program = f"""
-import runpy, signal, sys
-class Finder:
-    def find_spec(name, path=None, target=None):
-        if name == "ale_py":
-            signal.raise_signal(signal.SIGINT)
-            raise ImportError("no ale_py")
-sys.meta_path.insert(0, Finder)
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-"""
+    (trainer.folder / "ale_py.py").write_text("raise ImportError('no ale_py')")
+    environment = ENVIRONMENT | {"INTERRUPTED_AT": "ale_py.<module>",
+                                 "PYTHONPATH": str(trainer.folder)}
 
-    result = run_python(trainer, "-c", program)
+    result = trainer(status=2, patched="interrupted", env=environment)
 
-    assert result.stderr == "pg_pong.py: no ale_py; try pip install -r requirements.txt\n"
-    assert result.returncode == 2
+    assert result.err == "pg_pong.py: no ale_py; try pip install -r requirements.txt\n"
 
 
 def test_python_i_gives_its_prompt_when_the_run_is_over(trainer):
