@@ -1,4 +1,4 @@
-"""Learn Atari Pong from raw pixels by policy gradients: one file of numpy.
+"""Learn Atari Pong from raw pixels by policy gradients: one file, with numpy and an emulator.
 
     python pg_pong.py             learn from scratch until Ctrl-C, saving to save.p along the way
     python pg_pong.py --resume    go on from save.p as if it had never stopped
@@ -8,67 +8,51 @@
 
 The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Pong from Pixels"
 (2016). Play, and sample each action from a policy. Then make the actions that turned out better
-than average more likely, and the others less likely. In a formula, climb
+than average more likely, and the others less likely. As a formula, climb
 
-    J = sum over all steps of advantage * log P(action)
+    J = sum over all steps of advantage * log P(action | what is seen)
 
-where the advantage says how much better than average things went after the action, and counts as a
-fixed number when J is differentiated. Then the gradient of J points, roughly and on average, to
-where the mean score grows (Williams, 1992).
+The advantage says how much better than average things went after the action, and counts as a
+constant. If it is the plain return, the gradient of J points, on average, to where the mean score
+rises (Williams, 1992). A discounted and standardized return is a little off, but far less noisy.
 
-What differs from the script that the post links to:
-1. The learning rate is 1e-3. With the script's 1e-4, the mean score is -18.8 after 8,000 episodes.
-   With 1e-3 it is near 0 by then, and the post reports such a score.
-2. The game is the same, Pong-v0, rebuilt on today's emulator. But an episode may last for 108,000
-   frames (some 36,000 steps), not for 10,000 steps.
-3. An episode depends on nothing but the weights, the run's seed and the episode's number. So any
-   process can play it, and the episodes of a batch are played on several cores.
-4. The weights are float32, and save.p holds all of the run.
+Four things differ from the script that the post links to:
+1. The learning rate is 1e-3. With the script's 1e-4, our mean score was -18.8 after 8,000 episodes.
+   With 1e-3 it is near 0 by then, which is what the post reports.
+2. The game is rebuilt on today's emulator, where a long rally is not cut off after 10,000 steps.
+   And --game chooses among five Pongs, of which one is learned much sooner than the post's.
+3. An episode depends on nothing but the weights, the seed and its number, so any process can play
+   it. That is how the episodes of a batch are played on several cores, and how a run goes on.
+4. The weights are float32.
 
-Read from top to bottom, or begin with the two functions that tell the story: episode_gradient and
-train. A line says where the algorithm is over, and the rest of the program begins.
+Read from top to bottom, or begin with episode_gradient and train, which tell the story. A line says
+where the algorithm ends and the rest of the program begins.
 """
 import os
-import signal
-import sys
-from contextlib import contextmanager, suppress
 
-if __name__ == "__main__" and sys.platform != "win32":
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C waits until main is ready
-
-# numpy reads these when it is imported. Its products are so small here that threads only cost time.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
-try:
-    import ale_py
-    import gymnasium
-    import numpy as np
-except ImportError as problem:
-    print(f"pg_pong.py: {problem}; try pip install -r requirements.txt", file=sys.stderr)
-    if sys.platform != "win32":
-        with suppress(KeyboardInterrupt):  # from a Ctrl-C that has waited: this is the end anyway
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a notebook goes on
-    sys.exit(2)
+# numpy's BLAS reads these when it is loaded. Its products are so small here that threads cost time.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
 import atexit
 import functools
 import json
-import mmap
 import multiprocessing
 import pickle
-import pickletools
-import re
+import reprlib
 import select
 import shlex
-import threading
+import signal
+import sys
 import time
 from collections import deque
-from importlib.metadata import version
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.resource_tracker import ensure_running
 from typing import NamedTuple
+
+import ale_py
+import gymnasium
+import numpy as np
 
 
 class Settings(NamedTuple):
@@ -77,6 +61,7 @@ class Settings(NamedTuple):
     gamma: float = 0.99           # discount factor of rewards, per step
     decay_rate: float = 0.99      # of RMSProp's running mean of squared gradients
     seed: int = 0                 # of all random numbers
+    game: str = "Pong-v0"         # one of GAMES
 
 
 D = 80 * 80                       # inputs of the network: pixels
@@ -85,25 +70,16 @@ H = 200                           # its hidden neurons
 
 # ---- preprocessing: the screen becomes a small picture in black and white
 
-# The emulator's own screen has a code for each color, and background has the codes 0, 34 and 228.
-# The post looks at the red of RGB frames, where background is 0, 109 or 144. That gives the same
-# picture, but takes twelve times as long to get, so training uses the codes.
-OBJECT_BY_CODE = np.ones(256, np.int8)
-OBJECT_BY_CODE[[0, 34, 228]] = 0
-OBJECT_BY_RED = np.ones(256, np.int8)
-OBJECT_BY_RED[[0, 109, 144]] = 0
+# Each pixel of the emulator's screen is the code of its color. (The post looks at the red of RGB
+# pixels. That gives the same picture, but an RGB screen takes twelve times as long to get.)
+IS_OBJECT = np.ones(256, np.int8)
+IS_OBJECT[[0, 34, 228]] = 0       # the codes of the background
 
 
 def prepro(screen):
-    """Crop the screen to the playing field, halve it, and make it black and white.
-
-    screen: (210, 160) color codes or, as in the post, (210, 160, 3) RGB, uint8.
-    Returns a picture, (6400,) int8: 1 where ball and paddles are, 0 for background.
-    """
-    field = screen[35:195:2, ::2]
-    if field.ndim == 2:
-        return OBJECT_BY_CODE.take(field).ravel()
-    return OBJECT_BY_RED.take(field[:, :, 0]).ravel()
+    """Screen (210, 160) uint8 -> picture (6400,) int8: 1 for ball and paddles, 0 for background."""
+    field = screen[35:195:2, ::2]  # crop it to the playing field, and halve it
+    return IS_OBJECT.take(field).ravel()
 
 
 # ---- policy: a network of two layers gives the probability to go UP
@@ -122,30 +98,26 @@ def policy_forward(model, x):
     h = model["W1"][:, moved] @ x[moved]  # = W1 @ x, in float32
     h = np.maximum(h, 0)                  # relu
     logit = float(model["W2"] @ h)
-    with np.errstate(over="ignore"):      # exp(1000) is infinite, and 1 / (1 + infinite) is 0
-        p = 1 / (1 + np.exp(-logit))      # sigmoid
+    p = 1 / (1 + np.exp(-logit))          # sigmoid
     return p, h
 
 
-def policy_backward(model, xs, hs, dlogits):
-    """Backpropagation: the gradient of J with respect to W1 and W2, for an episode of T steps.
+def policy_backward(model, xs, hs, dJ_dlogits):
+    """Backpropagation: the gradient of J for an episode of T steps, a dict like the model.
 
     xs: T difference frames (6400,). hs: their hidden layers (T, 200).
-    dlogits: the derivatives of J with respect to the T logits (T,). See episode_gradient.
-    Returns a dict like the model.
+    dJ_dlogits: the derivatives of J with respect to the T logits (T,). See episode_gradient.
     """
-    dW2 = dlogits @ hs                        # sums over the steps
-    dhs = np.outer(dlogits, model["W2"])      # (T, 200): W2 passes a logit's derivative back to h
+    dW2 = dJ_dlogits @ hs                     # sums over the steps
+    dhs = np.outer(dJ_dlogits, model["W2"])   # (T, 200): W2 passes a logit's derivative back to h
     dhs[hs == 0] = 0                          # where relu was off, it passes nothing
     dW1 = sparse_product(dhs.T, xs)           # = dhs.T @ xs, but faster
     return {"W1": dW1, "W2": dW2}
 
 
 def sparse_product(A, xs):
-    """A (200, T) @ xs (T, 6400), four times as fast. (At first reading, skip how.)
-
-    The product is a sum over T steps, and is summed in blocks of 64 steps. In a block, few pixels
-    change. The others are 0 and would add nothing, so they are left out.
+    """A (200, T) @ xs (T, 6400), four times as fast: it is summed in blocks of 64 steps, and leaves
+    out the pixels that are 0 in a whole block. These are most, and would add nothing.
     """
     product = np.zeros((H, D), A.dtype, order="F")
     for t in range(0, len(xs), 64):
@@ -182,18 +154,27 @@ def standardize(returns):
     return (returns - returns.mean()) / deviation
 
 
-# ---- game: Pong as the post played it
+# ---- game: Pong as the post played it, or an easier one
 
-# On the joystick of this game, right is up. In the post, these actions have the numbers 2, 3, 0.
+# On the joystick of this game, right is up. In the script, these actions have the numbers 2 and 3.
 UP, DOWN, NOOP = ale_py.Action.RIGHT, ale_py.Action.LEFT, ale_py.Action.NOOP
+
+GAMES = {  # name in gymnasium: least and most frames of a step, stickiness
+    "Pong-v0": (2, 4, 0.25),              # the post's
+    "Pong-v4": (2, 4, 0.0),
+    "ALE/Pong-v5": (4, 4, 0.25),
+    "PongDeterministic-v4": (4, 4, 0.0),  # by far the easiest to learn
+    "PongNoFrameskip-v4": (1, 1, 0.0),    # too small steps for this algorithm
+}
 
 
 class Pong:
-    """The game Pong-v0 of 2016. A step is 2, 3 or 4 frames, by chance. And actions are sticky: on
-    each frame, with probability 0.25, the action of the frame before goes on instead.
+    """A game. A step holds its action for a random number of frames. But actions are sticky: on
+    each frame, with the probability stickiness, the action of the frame before goes on instead.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, name, **kwargs):
+        self.least, self.most, self.stickiness = GAMES[name]
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         # The emulator can repeat frames and make actions sticky by itself, but with random numbers
         # of its own. So that is switched off here, and done in step. Nothing random is left in it.
@@ -211,51 +192,62 @@ class Pong:
     def step(self, action):
         """Returns the next picture, the reward, and whether the episode is over."""
         reward = 0
-        for _ in range(self.rng.integers(2, 5)):
-            sticky = self.rng.random() < 0.25
-            if not sticky:
+        for _ in range(self.rng.integers(self.least, self.most + 1)):
+            sticks = self.rng.random() < self.stickiness
+            if not sticks:
                 self.last_action = action
             reward += self.ale.act(self.last_action)
         return prepro(self.ale.getScreen()), reward, self.ale.game_over()
 
 
 @functools.cache
-def get_game():
+def get_game(name):
     """A game, the same at each call, since it takes long to start an emulator."""
-    return Pong()
+    return Pong(name)
 
 
-# ---- one episode: play it, and find the gradient that makes its good actions likelier
+# ---- rollout: play an episode with the policy
 
-def episode_gradient(model, seed, gamma):
-    """Play an episode. Returns its gradient of J, a dict like the model, and its rewards (T,)."""
-    game = get_game()
-    rng = np.random.default_rng(seed)
-    xs, hs, dlogits, rewards = [], [], [], []  # one of each per step
+def rollout(game, model, rng, greedy=False):
+    """Yields for each step: its input x, the hidden layer h, p(UP), whether it goes UP, the reward.
+    A greedy agent always takes the likelier action, but training never does.
+    """
     picture = game.reset(rng)
     previous = picture
     over = False
     while not over:
         x = picture - previous  # the difference frame shows what moves, and where to
         p, h = policy_forward(model, x)
-        goes_up = rng.random() < p  # the action is sampled: that is how it explores
+        threshold = 0.5 if greedy else rng.random()
+        goes_up = p > threshold  # with a random threshold, it is sampled: that is how it explores
+        previous = picture
+        picture, reward, over = game.step(UP if goes_up else DOWN)
+        yield x, h, p, goes_up, reward
+
+
+# ---- gradient of an episode: make its good actions likelier
+
+def episode_gradient(model, seed, settings):
+    """Play an episode. Returns its gradient of J, a dict like the model, and its rewards (T,)."""
+    game = get_game(settings.game)
+    rng = np.random.default_rng(seed)
+    xs, hs, dlogP_dlogits, rewards = [], [], [], []  # one of each per step
+    for x, h, p, goes_up, reward in rollout(game, model, rng):
         # Nobody says which action is right. So pretend that the sampled one was: it is the label.
-        # As dp / d logit = p (1 - p), the derivative of log P(action) is then label - p:
-        #     went UP:    d log(p) / d logit     = p (1 - p) / p        = 1 - p
-        #     went DOWN:  d log(1 - p) / d logit = -p (1 - p) / (1 - p) = 0 - p
+        # As dp / dlogit = p (1 - p), the derivative of log P(action) is then label - p:
+        #     went UP:    dlog(p) / dlogit     = p (1 - p) / p        = 1 - p
+        #     went DOWN:  dlog(1 - p) / dlogit = -p (1 - p) / (1 - p) = 0 - p
         label = 1 if goes_up else 0
         xs.append(x)
         hs.append(h)
-        dlogits.append(label - p)
-        previous = picture
-        picture, reward, over = game.step(UP if goes_up else DOWN)
+        dlogP_dlogits.append(label - p)
         rewards.append(reward)
 
-    # Now it is known how things went after each action. Multiplied by the advantages, these are the
-    # derivatives of J. Where J grows, good actions get likelier, and bad ones less likely.
-    advantages = standardize(discount_rewards(rewards, gamma))
-    dlogits = (np.array(dlogits) * advantages).astype(np.float32)
-    return policy_backward(model, xs, np.array(hs), dlogits), rewards
+    # The episode is over, so it is known how things went after each action. Weighted with that,
+    # the derivatives of log P become those of J: good actions get likelier, and bad ones less so.
+    advantages = standardize(discount_rewards(rewards, settings.gamma))
+    dJ_dlogits = (np.array(dlogP_dlogits) * advantages).astype(np.float32)
+    return policy_backward(model, xs, np.array(hs), dJ_dlogits), rewards
 
 
 # ---- update: one step uphill
@@ -265,8 +257,8 @@ def rmsprop(model, mean_square, gradient, learning_rate, decay_rate):
 
     mean_square is the running mean of each weight's squared gradients, and its root is their
     typical size. A gradient is divided by that. So a weight moves by about the learning rate,
-    whether its gradients are large or small, summed over a batch or averaged. Only where
-    mean_square is near 0, as at the first update, it moves 1 / sqrt(1 - decay_rate) times as far.
+    whether its gradients are large or small, summed over a batch or averaged. As mean_square begins
+    at 0, the first steps are longer: the very first 1 / sqrt(1 - decay_rate) = 10 times.
     """
     next_model, next_mean_square = {}, {}
     for k, g in gradient.items():  # k is W1, then W2
@@ -295,10 +287,10 @@ def new_run(settings, model=None):
     return Run(settings, model, mean_square, scores=[], steps=0, seconds=0.0)
 
 
-def batch_gradients(model, seeds, gamma):
+def batch_gradients(model, seeds, settings):
     """Play an episode for each seed, one after the other. Yields what episode_gradient returns."""
     for seed in seeds:
-        yield episode_gradient(model, seed, gamma)
+        yield episode_gradient(model, seed, settings)
 
 
 def train(run, episodes, play_batch=batch_gradients):
@@ -309,13 +301,13 @@ def train(run, episodes, play_batch=batch_gradients):
     settings = run.settings
     while len(run.scores) < episodes:
         began = time.monotonic()
-        # Episode n has the seed [seed, n], as numpy takes lists. new_run used n = 0, for weights.
+        # Episode n has the seed [seed, n]: default_rng takes a list. n = 0 was for the weights.
         first = len(run.scores) + 1
         seeds = [[settings.seed, n] for n in range(first, first + settings.batch_size)]
         total = {k: np.zeros_like(weights) for k, weights in run.model.items()}
         scores = []
         steps = 0
-        for gradient, rewards in play_batch(run.model, seeds, settings.gamma):
+        for gradient, rewards in play_batch(run.model, seeds, settings):
             for k in total:
                 total[k] += gradient[k]
             scores.append(sum(rewards))
@@ -328,84 +320,183 @@ def train(run, episodes, play_batch=batch_gradients):
         yield run
 
 
-# What you have read runs by itself, if slowly, in one process:
+# Here the algorithm ends. It runs by itself, if slowly, in one process:
 #
-#     from pg_pong import Settings, new_run, train
 #     for run in train(new_run(Settings()), 100):
 #         print(len(run.scores), run.scores[-10:])
-
-# Here the algorithm ends. What follows trains on all cores, saves, shows and measures. Each block
-# begins with a line that says what it is for.
-
-
-# ---- messages, and numbers that are out of range
-
-class Stopped(Exception):
-    """A stop signal came."""
+#
+# The rest looks after it for a night: it keeps the run in a file, plays on all cores, and shows
+# what was learned. It rests on three facts, and needs few precautions besides:
+# 1. A run is never changed: each batch makes a new one. So whatever goes wrong in a batch, the run
+#    before it is whole, and can be saved.
+# 2. An episode is the same whoever plays it. So what is lost with a killed process is played again.
+# 3. os.replace exchanges a file at once or not at all. So save.p is always whole.
 
 
-class Failed(Exception):
-    """The run cannot go on. The text says why."""
+# ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
+
+def save(run, path, saved):
+    """Save the run, wholly or not at all. Returns how many of its episodes the file then holds,
+    where saved says how many it held. If none, the file was another run's, and is moved away.
+    """
+    try:
+        write(run, path + ".tmp")
+        if saved == 0 and os.path.exists(path):
+            move_away(path)
+        os.replace(path + ".tmp", path)
+        return len(run.scores)
+    except OSError as error:  # the disk may be full, and have room again next time
+        say(f"cannot save: {error}")
+        return saved
 
 
-def say(message):
-    with suppress(OSError):  # nobody reads it any more
-        print(f"pg_pong.py: {message}", file=sys.stderr, flush=True)
+def write(run, file):
+    """Write the run to the file. If that fails, nothing is left of it."""
+    rest = run._asdict() | {"settings": run.settings._asdict()}
+    model = rest.pop("model")
+    try:
+        with open(file, "wb") as f:
+            pickle.dump(model, f)
+            pickle.dump(rest, f)
+            f.flush()
+            os.fsync(f.fileno())  # it must be on the disk before it takes the old file's place
+    except OSError:
+        with suppress(OSError):
+            os.remove(file)
+        raise
 
 
-def fail(message):
-    say(message)
-    sys.exit(2)
+def move_away(path):
+    """Rename the file to path.1 or, if that is taken, to path.2, and so on."""
+    n = 1
+    while os.path.lexists(f"{path}.{n}"):
+        n += 1
+    os.rename(path, f"{path}.{n}")
+    say(f"the old {path} is now {path}.{n}")
 
 
-RANGES = {  # from, to: of flags, and of what a file holds
-    "batch_size": (1, 100),
-    "learning_rate": (0, 1),
-    "gamma": (0, 1),
-    "decay_rate": (0, 0.9999),
-    "seed": (0, 2**32 - 1),
-    "episodes": (1, 10**9),
-    "workers": (1, 10**9),
-    "eval": (2, 10**6),
-    "score": (-21, 21),
-    "steps": (0, 10**15),
-    "seconds": (0, 10**12),
-}
+class StandIn:
+    """Stands for what a pickle makes by calling something. It only keeps what the call gets."""
+
+    def __init__(self, *args):
+        self.args = args
+
+    def __setstate__(self, state):
+        self.state = state
 
 
-def check_range(name, value):
-    """Returns the value. Raises ValueError if it is out of range."""
-    low, high = RANGES[name]
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, not {value}")
-    return value
+class InertUnpickler(pickle.Unpickler):
+    """A pickle may call whatever it names. Here all that it names is a StandIn, or dict."""
+
+    def find_class(self, module, name):
+        return dict if name == "OrderedDict" else StandIn
 
 
-# ---- train, and save along the way
+def load(path):
+    """Read a run, or begin one with weights alone, such as those of the linked script."""
+    with open(path, "rb") as f:
+        try:
+            model = read_model(InertUnpickler(f, encoding="latin1").load())  # latin1: for Python 2
+            if not f.peek(1):  # nothing follows
+                return new_run(Settings(), model)
+            return read_run(model, InertUnpickler(f).load())
+        except Exception as error:  # whatever it is, the file is to blame
+            fail(f"{path} is neither a run nor W1 (200, 6400) and W2 (200,): {ascii(error):.200}")
+
+
+def read_model(arrays):
+    return {"W1": read_array(arrays["W1"], (H, D)), "W2": read_array(arrays["W2"], (H,))}
+
+
+def read_array(array, shape):
+    """The numbers that the StandIn of a numpy array holds, as float32. Raises if it does not fit.
+
+    In protocol 5, numpy pickles an array as a call with four arguments, and in the older ones as a
+    call and then a state. A dtype such as "<f4" is a call with "f4", and a state with "<".
+    """
+    if hasattr(array, "state"):
+        _, found_shape, dtype, is_fortran, numbers = array.state
+        order = "F" if is_fortran else "C"
+    else:
+        numbers, dtype, found_shape, order = array.args
+    if isinstance(numbers, StandIn):  # in protocol 2, bytes are a call with a text
+        numbers = numbers.args[0]
+    if isinstance(numbers, str):      # and in Python 2, they are a text
+        numbers = numbers.encode("latin1")
+    kind = dtype.state[1] + dtype.args[0]
+    if found_shape != shape or kind not in ("<f4", "<f8", ">f4", ">f8"):
+        raise ValueError(f"there is an array {reprlib.repr(found_shape)} of {kind}")
+    array = np.frombuffer(numbers, kind).reshape(shape, order=order)
+    with np.errstate(over="ignore"):  # a float64 may be too large, and becomes infinite
+        array = np.asfortranarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("there are numbers that are infinite or NaN")
+    return array
+
+
+def read_run(model, rest):
+    """The run of this model and the second pickle. Raises if there can be no such run."""
+    if isinstance(rest, list):  # older versions of this script wrote JSON and two byte strings
+        text, *squares = rest
+        rest = json.loads(text)
+        mean_square = {k: np.frombuffer(data, np.float32).reshape(model[k].shape).copy("F")
+                       for k, data in zip(model, squares)}
+    else:
+        mean_square = read_model(rest["mean_square"])
+    settings = {name: SETTINGS[name][0](value) for name, value in rest["settings"].items()}
+    scores = [int(score) for score in rest["scores"]]
+    return Run(Settings(**settings), model, mean_square, scores,
+               int(rest["steps"]), float(rest["seconds"]))
+
+
+def lock(path):
+    """Keep a second trainer off path for as long as the returned file is open."""
+    f = open(path + ".lock", "a")
+    try:
+        import fcntl
+        fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # systems say it in two ways
+        fail(f"another process is training on {path}; use another --save")
+    except (ImportError, OSError):
+        pass  # Windows or a network's file system, where there are no such locks
+    return f
+
+
+# ---- training with saves, and stop signals
 
 SAVE_EVERY = 100  # episodes
 
 
-def train_and_save(run, path, episodes, workers):
-    """Train until the run has so many episodes or a stop signal comes, and save along the way.
-
-    Returns the exit status: 1 if the end could not be saved.
-    """
-    saved = len(run.scores)  # how many of the run's episodes the file holds
+def train_and_save(run, path, episodes, play_batch):
+    """Train until the run has so many episodes, or is stopped. Returns the exit status."""
+    saved = len(run.scores)  # how many of the run's episodes are in the file
     try:
-        for newest in train(run, episodes, workers.play_batch):
-            if not is_finite(newest):
-                raise Failed("the weights became infinite or NaN; try a lower --learning-rate")
+        for newest in train(run, episodes, play_batch):
+            if not all(np.isfinite(squares).all() for squares in newest.mean_square.values()):
+                fail("the weights became infinite or NaN; try a lower --learning-rate")
             previous, run = run, newest
             report(previous, run)
-            if len(run.scores) // SAVE_EVERY > len(previous.scores) // SAVE_EVERY:
+            if len(run.scores) >= saved + SAVE_EVERY:
                 saved = save(run, path, saved)
-    except Stopped:
+    except KeyboardInterrupt:
         pass
-    finally:  # also if something failed
-        saved = save(run, path, saved)
-        say(how_to_go_on(saved, path))
+    finally:
+        if len(run.scores) > saved:
+            saved = save(run, path, saved)
+        if saved > 0:
+            say(f"{path} holds {saved} episodes; go on with --resume --save {shlex.quote(path)}")
+        else:
+            say("nothing was saved")
     return 0 if saved == len(run.scores) else 1
+
+
+def say(message):
+    with suppress(OSError):  # the terminal was closed, and nobody can read it
+        print(f"pg_pong.py: {message}", file=sys.stderr, flush=True)
+
+
+def fail(message):
+    sys.exit(f"pg_pong.py: {message}")  # prints it, and ends with status 1
 
 
 def report(previous, run):
@@ -425,37 +516,20 @@ def running_means(scores):
     return means
 
 
-def how_to_go_on(saved, path):
-    if saved == 0:
-        return "nothing was saved"
-    flags = "--resume"
-    if path != os.path.realpath("save.p"):
-        flags += f" --save {shlex.quote(path)}"
-    return f"{path} holds {saved} episodes; go on with {flags}"
-
-
-# ---- stop signals are noted, and looked at five times a second, where it is safe to stop
-
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]  # from Ctrl-C, and from kill
-if hasattr(signal, "SIGHUP"):                   # when the terminal is closed; not on Windows
-    STOP_SIGNALS.append(signal.SIGHUP)
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 @contextmanager
 def stop_signals_noted():
-    """Yields a list, to which the stop signals are added that come meanwhile."""
+    """Let Ctrl-C, `kill` and a closing terminal interrupt nothing, such as a save. They are noted
+    in the list that this yields, and Workers.play raises KeyboardInterrupt if it holds any.
+    """
     came = []
-
-    def note(number, frame):
-        came.append(number)
-
-    handlers = {}
-    for number in STOP_SIGNALS:
-        handler = signal.getsignal(number)
-        # What is ignored stays ignored: under nohup, that is SIGHUP. A handler that is None was
-        # not set by Python, and could not be put back.
-        if handler not in (signal.SIG_IGN, None):
-            handlers[number] = signal.signal(number, note)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:  # nohup has SIGHUP ignored, so leave it
+            signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield came
     finally:
@@ -468,7 +542,7 @@ def ignore_stop_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
-# ---- workers: an episode depends on weights and seed alone, so any process can play it
+# ---- workers: the episodes of a batch are played on all cores
 
 # A forked process is there at once, while a spawned one has to import everything. But on macOS,
 # forked processes may crash in the system's libraries, and Windows cannot fork.
@@ -476,718 +550,352 @@ CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "sp
 
 
 class Workers:
-    """Processes that play episodes and, if it is open, one that shows games in a window.
+    """Processes that call function(model, seed, settings), such as episode_gradient.
 
-    Each worker has a pipe of its own. When a worker is killed, its pipe ends, and another worker
-    plays its episode again. Nothing is lost, since the episode is the same whoever plays it.
+    Each has a pipe of its own. When a worker is killed, its pipe ends, and a new one gets its seed.
+    (The workers of multiprocessing.Pool and of concurrent.futures share a pipe for their results.
+    If one is killed while it writes, the others wait for ever.)
     """
 
-    def __init__(self, stop_signals):
+    def __init__(self, count, function, stop_signals):
+        self.memory = CONTEXT.RawArray("f", H * D + H)  # for the weights, which all processes see
+        self.count = count
+        self.function = function
         self.stop_signals = stop_signals
-        self.memory = shared_memory()
-        self.processes = {}  # {our end of a worker's pipe: the worker's process}
-        self.losses = 0      # of workers, since the last result came
-        self.window = None
-        self.watches_keys = False
+        self.processes = {}  # {our end of a worker's pipe: the worker}
+        self.window = None   # a process that shows games
+        self.game_in_window = None
 
-    def add(self):
-        """Start a worker."""
-        pipe, far_end = CONTEXT.Pipe()
-        self.processes[pipe] = start_process(work, far_end, self.memory)
-        # A pipe ends when all copies of its far end are closed. So close this one, before the next
-        # worker inherits it. Then the worker's copy is the last, and the pipe ends when it dies.
-        far_end.close()
-
-    def play_batch(self, model, seeds, gamma):
-        """Yields what batch_gradients yields, but plays on all cores."""
-        return self.map(episode_gradient, model, seeds, gamma)
-
-    def map(self, function, model, seeds, *args):
-        """Yields function(model, seed, *args) for each seed, in their order.
-
-        Raises Stopped if a stop signal came, and Failed if workers are killed again and again.
-        After that, the workers are not to be used any more.
+    def play(self, model, seeds, settings):
+        """Yields function(model, seed, settings) for each seed, in their order: then the gradients
+        are summed and rounded alike, however many workers there are.
         """
         for k, weights in weights_in(self.memory).items():
             weights[:] = model[k]
-        calls = [(function.__name__, seed, args) for seed in seeds]
-        # A call's index goes from waiting to given, to results; or back, if its worker is killed.
-        waiting = list(range(len(calls)))  # no worker has it
-        given = {}                         # {pipe of a worker: index of the call that it has}
-        results = {}                       # {index: result}
-        for index in range(len(calls)):
-            while index not in results:
-                self.hand_out(calls, waiting, given)
-                self.collect(waiting, given, results)
-            yield results.pop(index)
+        waiting = list(enumerate(seeds))  # episodes to play: (number in the batch, seed)
+        playing = {}                      # {pipe: the episode that its worker plays}
+        results = {}                      # {number in the batch: result}
+        for number in range(len(seeds)):
+            while number not in results:
+                while len(self.processes) < self.count:
+                    self.start_worker()
+                for pipe in self.processes.keys() - playing.keys():
+                    if waiting:
+                        playing[pipe] = waiting.pop(0)
+                        _, seed = playing[pipe]
+                        with suppress(OSError):  # it was killed: recv will find that, too
+                            pipe.send((seed, *settings))
+                ready = wait(list(playing), timeout=0.2)
+                if self.stop_signals:
+                    raise KeyboardInterrupt
+                if self.game_in_window and r_was_typed():
+                    self.toggle_window()
+                for pipe in ready:
+                    episode = playing.pop(pipe)
+                    try:
+                        results[episode[0]] = pipe.recv()
+                    except (EOFError, OSError):
+                        waiting.insert(0, episode)
+                        self.remove(pipe)
+            yield results.pop(number)
 
-    def hand_out(self, calls, waiting, given):
-        """Give each idle worker a call."""
-        for pipe in self.processes.keys() - given.keys():
-            if waiting:
-                given[pipe] = waiting.pop(0)
-                with suppress(BrokenPipeError):  # the worker was killed; collect will notice
-                    pipe.send(calls[given[pipe]])
+    def start_worker(self):
+        pipe, far_end = CONTEXT.Pipe()
+        self.processes[pipe] = start(work, far_end, self.function, self.memory)
+        far_end.close()  # the next worker would inherit it, and the pipe would not end
 
-    def collect(self, waiting, given, results):
-        """Wait for results, at most 0.2 seconds, and look at stop signals and the keyboard."""
-        ready = wait(list(self.processes), timeout=0.2)
-        if self.stop_signals:
-            raise Stopped
-        if self.watches_keys and r_was_typed():
-            self.toggle_window()
-        for pipe in ready:
-            try:
-                result = pipe.recv()
-                results[given.pop(pipe)] = result
-                self.losses = 0
-            except (EOFError, OSError):  # the worker was killed, perhaps in mid-message
-                if pipe in given:
-                    waiting.insert(0, given.pop(pipe))
-                self.replace(pipe)
-
-    def replace(self, pipe):
-        """Start a worker in place of one that has ended."""
-        process = self.processes.pop(pipe)
-        process.join()
-        if process.exitcode == 1:  # Python's own status after an error
-            raise Failed("a worker ended by an error, which it has printed")
-        self.losses += 1
-        if self.losses > 3 * len(self.processes) + 3:
-            raise Failed("workers are killed again and again; is there too little memory?")
-        say("a worker was killed; another one takes its place, and plays its episode again")
-        self.add()
+    def remove(self, pipe):
+        worker = self.processes.pop(pipe)
+        worker.join()
+        if worker.exitcode == 1:  # so Python ends after an error
+            fail("an error in a worker, which is shown above, has ended this")
+        say("a worker was killed; a new one plays its episode again")
 
     def toggle_window(self):
-        """Open the window or, if it is open, close it."""
         if self.window and self.window.is_alive():
-            kill(self.window)
+            self.window.kill()
         else:
-            self.window = start_process(show_beside, self.memory)
+            self.window = start(show_beside, self.game_in_window, self.memory)
 
-    def end(self):
-        for process in self.processes.values():
-            kill(process)
-        if self.window:
-            kill(self.window)
-
-
-@contextmanager
-def start_workers(count, stop_signals):
-    """Yields so many workers, and ends them, whatever happens."""
-    if CONTEXT.get_start_method() == "spawn" and sys.platform != "win32":
-        # With the first spawned process, Python starts a "resource tracker", and that unblocks
-        # SIGINT and SIGTERM. Start it now, before start_process blocks them.
-        ensure_running()
-    workers = Workers(stop_signals)
-    try:
-        for _ in range(count):
-            workers.add()
-        yield workers
-    finally:
-        workers.end()
+    def close(self):
+        for process in filter(None, [*self.processes.values(), self.window]):
+            process.kill()
+            process.join()
 
 
-def start_process(function, *args):
-    """Start a child process. It gets no stop signals, since to stop is the trainer's business."""
+def start(function, *args):
     process = CONTEXT.Process(target=function, args=args, daemon=True)
-    if sys.platform == "win32":  # signals cannot be blocked there
-        process.start()
-        return process
-    # The child inherits that the signals are blocked, so it is safe from its beginning. If it had
-    # to ignore them itself, one could come before its first line. A signal to the trainer is not
-    # lost: it comes when they are unblocked.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process.start()
     return process
 
 
-def kill(process):
-    process.kill()
-    process.join()
-
-
-def end_with_trainer():
-    """In a child process: end at once when the trainer ends, even if it is killed."""
-    ignore_stop_signals()  # for Windows, where they are not blocked
-
-    def watch():
-        # This waits for the end of a pipe. Workers that were forked later have copies of it, so the
-        # last one ends first, then the one before it, and so on.
-        multiprocessing.parent_process().join()
-        os._exit(1)  # ends the process, where sys.exit would only end this thread
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def work(pipe, memory):
-    """In a worker: make the calls that come through the pipe, and send back their results."""
-    end_with_trainer()
+def work(pipe, function, memory):
+    """What a worker does. When the trainer is gone, its end of the pipe is, and this ends, too."""
+    ignore_stop_signals()  # to stop is the trainer's business
     model = weights_in(memory)
-    while True:
-        try:
-            name, seed, args = pipe.recv()
-        except EOFError:  # the trainer is gone
-            return
-        function = globals()[name]
-        pipe.send(function(model, seed, *args))
-
-
-def shared_memory():
-    """Memory for the weights. The trainer writes them, and its child processes see them."""
-    size = 4 * (H * D + H)
-    if CONTEXT.get_start_method() == "spawn":
-        return CONTEXT.RawArray("b", size)
-    # A RawArray is a file in /dev/shm, where containers may have no room. This needs no file, but
-    # only forked processes can share it.
-    return mmap.mmap(-1, size)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            seed, *settings = pipe.recv()
+            pipe.send(function(model, seed, Settings(*settings)))
 
 
 def weights_in(memory):
-    """A model whose weights lie in the shared memory."""
+    """A model whose weights lie in this memory."""
     numbers = np.frombuffer(memory, np.float32)
     return {"W1": numbers[:H * D].reshape(H, D, order="F"), "W2": numbers[H * D:]}
 
 
-def r_was_typed():
-    """Whether somebody has typed r and Enter. Does not wait for it."""
-    if sys.platform == "win32" or not os.isatty(0):
-        return False
-    with suppress(OSError):  # the terminal is gone
-        # After Ctrl-Z and bg, what is typed is for the shell or for another program.
-        is_in_foreground = os.tcgetpgrp(0) == os.getpgrp()
-        if is_in_foreground and select.select([0], [], [], 0)[0]:
-            return os.read(0, 100).strip() == b"r"
-    return False
+# ---- looking in: games, the score, and a picture of what was learned
 
-
-# ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
-
-def save(run, path, saved):
-    """Save the run to path, wholly or not at all. Returns how many episodes the file then holds.
-
-    saved: how many it holds now. If none, a file at path is another run's, and is kept.
-    """
-    if saved == len(run.scores):
-        return saved
-    try:
-        write(run, path + ".tmp")
-        if saved == 0 and os.path.exists(path):
-            keep_old(path)
-        os.replace(path + ".tmp", path)
-        return len(run.scores)
-    except OSError as problem:
-        say(f"cannot save to {path}: {problem.strerror}")
-        remove(path + ".tmp")
-        return saved
-
-
-def write(run, file):
-    model = {k: np.ascontiguousarray(weights) for k, weights in run.model.items()}
-    text = json.dumps({"settings": run.settings._asdict(), "scores": run.scores,
-                       "steps": run.steps, "seconds": run.seconds})
-    rest = [text, run.mean_square["W1"].tobytes(), run.mean_square["W2"].tobytes()]
-    with open(file, "wb") as f:
-        pickle.dump(model, f, protocol=4)
-        pickle.dump(rest, f, protocol=4)
-        f.flush()
-        os.fsync(f.fileno())  # it must be on the disk before it takes the old file's place
-
-
-def remove(file):
-    with suppress(OSError):  # there is no such file, or the disk is broken
-        os.remove(file)
-
-
-def keep_old(path):
-    """Give the file at path another name: the first of path.1, path.2, ... that is free."""
-    n = 1
-    while os.path.lexists(f"{path}.{n}"):
-        n += 1
-    try:
-        os.link(path, f"{path}.{n}")  # a second name, so that the first one is never missing
-    except OSError:  # this file system has no links
-        os.rename(path, f"{path}.{n}")
-    say(f"the old {path} is now {path}.{n}")
-
-
-def check_room(run, path):
-    """Write a save and take it away again: a full disk is better found now than at night."""
-    try:
-        write(run, path + ".tmp")
-    except OSError as problem:
-        fail(f"cannot save to {path}: {problem.strerror}")
-    finally:
-        remove(path + ".tmp")
-
-
-def lock(path):
-    """Keep a second trainer off path for as long as the returned file is open."""
-    f = open(path + ".lock", "a")
-    if sys.platform == "win32":
-        return f
-    import fcntl  # Windows does not have it
-    try:
-        fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # somebody holds it: systems say it in two ways
-        fail(f"another process is training on {path}; use another --save")
-    except OSError as problem:  # a network's file system may have no locks
-        say(f"cannot lock {path} ({problem.strerror}), so let nobody else train on it")
-    return f
-
-
-def is_finite(run):
-    arrays = [*run.model.values(), *run.mean_square.values()]
-    return all(np.isfinite(array).all() for array in arrays)
-
-
-# ---- reading: a pickle is a program that may call any function, so it is read, but never run
-
-def load(path):
-    """Read a run, or begin one with the weights of the linked script. Exits if the file is bad."""
-    if not os.path.isfile(path):
-        fail(f"there is no file {path}; a run without --resume makes it")
-    with open(path, "rb") as f:
-        try:
-            check_first_byte(f.peek(1)[:1])
-            model = read_model(f)
-            if not f.peek(1):  # no second pickle, so the file is the linked script's
-                return new_run(Settings(), model)
-            return read_rest(f, model)
-        except Exception as problem:  # whatever it is, the file is to blame
-            words = str(problem)
-            if type(problem) is not ValueError:
-                words = f"{type(problem).__name__}: {words}"
-            words = ascii(words)[1:-1]  # a bad file shall send no control codes to the terminal
-            fail(f"{path} cannot be read: {words:.200}. Needed is a run, or a pickled dict of "
-                 "W1 (200, 6400) and W2 (200,) in float32 or float64")
-
-
-def check_first_byte(byte):
-    if byte == b"":
-        raise ValueError("it is empty")
-    if byte in (b"(", b"}"):
-        raise ValueError("it is a pickle of protocol 0 or 1, as Python 2 wrote them. If you trust "
-                         "it, load it with pickle and encoding=latin1, and dump it again")
-    if byte != b"\x80":
-        raise ValueError("it is no pickle")
-
-
-def read_pickle(f):
-    """The next pickle of f as a tree. Raises all kinds of exceptions if it is damaged.
-
-    A pickle is a list of steps. A step puts a constant on a stack, or takes things from it and puts
-    back what it makes of them. Here, that is a list of the step's name and of what it took. Some
-    steps add to what an earlier one made. The steps of the dict {"a": (1, None)} are:
-
-        step         the stack after it
-        EMPTY_DICT   ["EMPTY_DICT"]
-        "a"          ["EMPTY_DICT"]  "a"
-        1            ["EMPTY_DICT"]  "a"  1
-        NONE         ["EMPTY_DICT"]  "a"  1  ["NONE"]
-        TUPLE2       ["EMPTY_DICT"]  "a"  ["TUPLE2", 1, ["NONE"]]
-        SETITEM      ["EMPTY_DICT", "a", ["TUPLE2", 1, ["NONE"]]]
-    """
-    stack = []
-    memo = {}  # what later steps use again
-    for step, constant, _ in pickletools.genops(f):
-        if step.name == "STOP":
-            return stack.pop()
-        if step.name in ("PROTO", "FRAME"):
-            continue
-        if step.name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif step.name in ("BINPUT", "LONG_BINPUT"):
-            memo[constant] = stack[-1]
-        elif step.name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[constant])
-        elif constant is not None:
-            stack.append(constant)
-        elif step.name in ("SETITEM", "SETITEMS", "APPEND", "APPENDS", "BUILD"):
-            changed, *added = take(stack, step.stack_before)
-            changed.extend(added)  # also in the memo, if it is there
-            stack.append(changed)
-        else:
-            stack.append([step.name, *take(stack, step.stack_before)])
-
-
-def take(stack, kinds):
-    """Take from the stack what a step takes, and return it in the stack's order.
-
-    kinds: pickletools' list of what the step takes. If there is a mark in it, the step takes all
-    that is above the newest mark on the stack, and what comes before the mark in this list.
-    """
-    taken = []
-    if pickletools.markobject in kinds:
-        while stack[-1] != ["MARK"]:
-            taken.append(stack.pop())
-        stack.pop()
-        kinds = kinds[:kinds.index(pickletools.markobject)]
-    for _ in kinds:
-        taken.append(stack.pop())
-    return taken[::-1]
-
-
-class StoredArray(NamedTuple):
-    """An array of numpy as a pickle holds it."""
-    kind: str      # of its numbers: <f4, for example
-    shape: tuple
-    order: str     # C or F
-    data: object   # bytes or, in protocol 2, a text
-
-    def to_float32(self):
-        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        numbers = np.frombuffer(data, self.kind).reshape(self.shape, order=self.order)
-        with np.errstate(over="ignore"):  # what is too large becomes infinite
-            numbers = np.asfortranarray(numbers, np.float32)
-        if not np.isfinite(numbers).all():
-            raise ValueError("it holds numbers that are infinite or NaN")
-        return numbers
-
-
-def stored_array(tree):
-    """The array that this tree is. Raises ValueError if it is something else.
-
-    An array is a call of a function, REDUCE, to which its state is added:
-        ["REDUCE", function, arguments, ["TUPLE", 1, shape, dtype, is_fortran, data]]
-    In protocol 5, it is a call alone:
-        ["REDUCE", function, ["TUPLE", data, dtype, shape, order]]
-    Its dtype is a call and a state, too. For "<f4", that is
-        ["REDUCE", function, ["TUPLE3", "f4", ["NEWFALSE"], ["NEWTRUE"]], ["TUPLE", 3, "<", ...]]
-    """
-    match tree:
-        case ["REDUCE", _, _, ["TUPLE", 1, shape, dtype, is_fortran, data]]:
-            order = "F" if is_fortran == ["NEWTRUE"] else "C"
-        case ["REDUCE", _, ["TUPLE", data, dtype, shape, order]]:
-            pass
-        case _:
-            raise ValueError("it holds something that is no array")
-    match dtype:
-        case ["REDUCE", _, ["TUPLE3", str(name), _, _], ["TUPLE", _, str(byte_order), *_]]:
-            kind = byte_order + name
-        case _:
-            kind = ""
-    if not 1 < len(kind) < 9:
-        raise ValueError("it holds an array of something that is no number")
-    match shape:
-        case ["TUPLE1" | "TUPLE2" | "TUPLE3", *sizes]:
-            shape = tuple(int(size) for size in sizes)
-        case _:
-            raise ValueError("it holds an array of more than 3 dimensions")
-    match data:
-        case ["REDUCE", _, ["TUPLE2", text, "latin1"]]:  # protocol 2 encodes a text to get bytes
-            data = text
-    return StoredArray(kind, shape, order, data)
-
-
-SHAPES = {"W1": (H, D), "W2": (H,)}
-
-
-def read_model(f):
-    """The model in the next pickle of f. Raises ValueError if it holds anything else."""
-    tree = read_pickle(f)
-    if not isinstance(tree, list) or tree[0] != "EMPTY_DICT":
-        raise ValueError("it holds no dict of arrays")
-    names, values = tree[1:21:2], tree[2:22:2]  # ten are enough to see that it is no model
-    arrays = {name: stored_array(value) for name, value in zip(names, values)}
-    shapes = {name: array.shape for name, array in arrays.items()}
-    kinds = {array.kind for array in arrays.values()}
-    if shapes != SHAPES or not kinds <= {"<f4", "<f8", ">f4", ">f8"}:
-        raise ValueError(f"it holds {str(shapes):.150} in {sorted(kinds)!s:.50}")
-    return {name: arrays[name].to_float32() for name in SHAPES}
-
-
-def read_rest(f, model):
-    """The run in the second pickle of f: a list of a text in JSON, and the bytes of mean_square."""
-    _, text, W1, W2 = read_pickle(f)
-    rest = json.loads(text)
-    settings = {}
-    for name, kind in Settings.__annotations__.items():
-        settings[name] = check_range(name, kind(rest["settings"][name]))
-    mean_square = {"W1": StoredArray("<f4", SHAPES["W1"], "C", W1).to_float32(),
-                   "W2": StoredArray("<f4", SHAPES["W2"], "C", W2).to_float32()}
-    scores = [check_range("score", int(score)) for score in rest["scores"]]
-    steps = check_range("steps", int(rest["steps"]))
-    seconds = check_range("seconds", float(rest["seconds"]))
-    return Run(Settings(**settings), model, mean_square, scores, steps, seconds)
-
-
-# ---- watch
-
-def play(game, model, rng):
-    """Play an episode without learning. After each step, yields p(UP), the reward, the picture
-    before the step, and the picture after it."""
-    picture = game.reset(rng)
-    previous = picture
-    over = False
-    while not over:
-        p, _ = policy_forward(model, picture - previous)
-        goes_up = rng.random() < p
-        previous = picture
-        picture, reward, over = game.step(UP if goes_up else DOWN)
-        yield p, reward, previous, picture
-
-
-CLEAR = "\x1b[H\x1b[J"  # go to the upper left corner, and erase what follows
 # The drivers of SDL that show a window. Left alone, it may take one that "shows" it to nobody.
 VISIBLE = "wayland,x11,cocoa,windows"
+DOTS = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]  # (row, column) of bit n
 
 
-def show_games(newest_model, rng):
-    """Show game after game, in a window or, if there is no display, in the terminal.
-
-    newest_model: a function that returns a model. It is called before each game.
-    """
+def open_window(game):
+    """A Pong that the emulator shows in a window. Raises RuntimeError without a display."""
     os.environ["SDL_VIDEODRIVER"] = VISIBLE
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # no sound
+    return Pong(game, render_mode="human")
+
+
+def show_games(path, game, rng, greedy):
+    """Show game after game of the newest save, in a window or, without a display, as text."""
     in_window = True
     try:
-        game = Pong(render_mode="human")  # in a window, which the emulator draws by itself
-    except RuntimeError as problem:
-        is_child = multiprocessing.parent_process() is not None
-        is_notebook = "JPY_PARENT_PID" in os.environ  # which calls itself a terminal, but is none
-        if is_child or is_notebook or not os.isatty(1):
-            fail(f"no window: {problem}; try a terminal, or --watch FILE.gif")
+        pong = open_window(game)
+    except RuntimeError as error:
+        if not sys.stdout.isatty():
+            fail(f"no window: {error}; try a terminal, or --watch FILE.gif")
+        pong = Pong(game)
         in_window = False
-        game = Pong()
     while True:
         score = 0
-        for p, reward, _, picture in play(game, newest_model(), rng):
-            score += reward
+        picture = pong.reset(rng)
+        for _, _, p, _, reward in rollout(pong, load(path).model, rng, greedy):
             if not in_window:
-                print(f"{CLEAR}{braille(picture)}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
-                time.sleep(3 / 60)  # a step has some 3 frames, and a second 60
-
-
-DOTS = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]  # (row, column)
+                print(f"\x1b[H\x1b[J{braille(picture)}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
+                time.sleep((pong.least + pong.most) / 2 / 60)  # a second has 60 frames
+                picture = prepro(pong.ale.getScreen())  # the agent sees it in the next step
+            score += reward
 
 
 def braille(picture):
-    """A picture (6400,) -> 20 lines of 40 characters, each of 4x2 dots. DOTS[n] is bit n."""
+    """A picture (6400,) -> 20 lines of 40 characters, each of 4x2 dots, between two walls."""
     codes = np.full((20, 40), 0x2800)  # Unicode's character without a dot
     for n, (row, column) in enumerate(DOTS):
         is_set = picture.reshape(80, 80)[row::4, column::2] == 1
         codes[is_set] += 2**n
-    return "\n".join("".join(chr(code) for code in line) for line in codes)
+    lines = ["".join(chr(code) for code in line) for line in codes]
+    return "\n".join(["=" * 40, *lines, "=" * 40])
 
 
-def show_beside(memory):
-    """In a child process: show games with the trainer's newest weights."""
-    end_with_trainer()
-    show_games(lambda: weights_in(memory), np.random.default_rng())
+def show_beside(game, memory):
+    ignore_stop_signals()
+    try:
+        pong = open_window(game)
+    except RuntimeError as error:
+        fail(f"no window: {error}; use --watch in another terminal")
+    while True:
+        for _ in rollout(pong, weights_in(memory), np.random.default_rng()):
+            if not multiprocessing.parent_process().is_alive():
+                return
 
 
-def write_gif(path, gif, rng):
-    """Draw the 20 seconds before the first point that the agent wins, or before the end.
+def r_was_typed():
+    """Whether somebody has typed r and Enter. Does not wait for it."""
+    try:
+        # After Ctrl-Z and bg, what is typed is for the shell or for another program.
+        is_in_foreground = os.tcgetpgrp(0) == os.getpgrp()
+        if is_in_foreground and select.select([0], [], [], 0)[0]:
+            return os.read(0, 100).strip() == b"r"
+    except (AttributeError, OSError):
+        pass  # this is Windows, or there is no terminal
+    return False
 
-    Beside the game is what the network sees: white where something came, black where it was.
+
+def write_gif(pong, model, rng, greedy, file):
+    """Draw the 20 seconds before the first point that the agent wins, or before the end. Beside the
+    game is what the network sees: white where something came, black where it was.
     """
     from PIL import Image
-    model = load(path).model
-    game = Pong()
-    images = deque(maxlen=400)  # of 0.05 seconds each
-    for _, reward, previous, picture in play(game, model, rng):
-        screen = game.ale.getScreenRGB()[35:195]
-        difference = (picture - previous).reshape(80, 80)
-        gray = np.uint8([0, 128, 255])[difference + 1]
-        seen = gray.repeat(2, axis=0).repeat(2, axis=1)  # as large as the screen
-        both = np.hstack([screen, np.dstack([seen, seen, seen])])
+    pace = (pong.least + pong.most) / 2 / 60  # seconds per step
+    images = deque(maxlen=round(20 / pace))
+    pong.reset(rng)
+    screen = pong.ale.getScreenRGB()
+    for x, _, _, _, reward in rollout(pong, model, rng, greedy):
+        gray = np.array([0, 128, 255], np.uint8)[x.reshape(80, 80) + 1]
+        seen = gray.repeat(2, axis=0).repeat(2, axis=1)  # as large as the playing field
+        both = np.hstack([screen[35:195], np.dstack([seen, seen, seen])])
         images.append(Image.fromarray(both).quantize(32, dither=Image.Dither.NONE))
         if reward > 0:
             break
+        screen = pong.ale.getScreenRGB()
     first, *others = [image.resize((640, 320), Image.Resampling.NEAREST) for image in images]
-    first.save(gif, save_all=True, append_images=others, loop=0, duration=50)  # milliseconds
+    first.save(file, save_all=True, append_images=others, loop=0, duration=1000 * pace)  # ms
 
 
-# ---- measure
-
-def evaluate(path, count, worker_count, seed, stop_signals):
+def evaluate(model, settings, count, worker_count, greedy):
     """Play episodes without learning, and report the score. Returns the exit status."""
-    model = load(path).model
-    seeds = [[seed, n, 1] for n in range(count)]  # the 1 sets them apart from those of training
+    seeds = [[settings.seed, n, 1] for n in range(count)]  # the 1: other seeds than in training
+    play = functools.partial(play_for_score, greedy)
     scores = []
-    worker_count = min(worker_count, count)
-    with suppress(Stopped), start_workers(worker_count, stop_signals) as workers:
-        for score in workers.map(play_for_score, model, seeds):
-            scores.append(score)
-            print(f"{len(scores)} of {count}", end="\r", file=sys.stderr, flush=True)
+    with stop_signals_noted() as stop_signals, suppress(KeyboardInterrupt):
+        with closing(Workers(min(worker_count, count), play, stop_signals)) as workers:
+            for score in workers.play(model, seeds, settings):
+                scores.append(score)
+                print(f"{len(scores)} of {count}", end="\r", file=sys.stderr, flush=True)
     if len(scores) > 1:
         error = np.std(scores, ddof=1) / np.sqrt(len(scores))
         won = np.mean(np.array(scores) > 0)
-        print(f"{len(scores)} episodes of {path}, seed {seed}: mean score {np.mean(scores):+.2f}, "
-              f"standard error {error:.2f}, {won:.1%} won")
+        how = "greedy" if greedy else "sampled"
+        print(f"{len(scores)} {how} episodes of {settings.game}, seed {settings.seed}: "
+              f"mean score {np.mean(scores):+.2f}, standard error {error:.2f}, {won:.1%} won")
     return 0 if len(scores) == count else 130
 
 
-def play_for_score(model, seed):
-    """In a worker: the score of an episode."""
-    score = 0
-    for _, reward, _, _ in play(get_game(), model, np.random.default_rng(seed)):
-        score += reward
-    return score
+def play_for_score(greedy, model, seed, settings):
+    steps = rollout(get_game(settings.game), model, np.random.default_rng(seed), greedy)
+    return sum(reward for *_, reward in steps)
 
 
-def plot(path, file):
-    """Draw the scores, and what each pixel says through each of the 40 strongest neurons."""
+def plot(run, file):
+    """Draw the scores, and where each of the 40 strongest neurons pushes the paddle."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
     from matplotlib.figure import Figure
-    run = load(path)
-    neurons = strongest_neurons(run.model, 40)
+    pushes = run.model["W1"] * run.model["W2"][:, np.newaxis]  # (200, 6400): positive for UP
+    strongest = np.argsort(-np.linalg.norm(pushes, axis=1))[:40]
+    neurons = pushes[strongest].reshape(40, 80, 80)
     limit = np.percentile(np.abs(neurons), 99.8)
-
     figure = Figure(figsize=(10, 9), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
     curve = upper.add_subplot(xlabel="episode", ylabel="score, running mean")
     curve.plot(run.scores, ",")
     curve.plot(running_means(run.scores))
     curve.axhline(0, color="black", linewidth=0.8)  # where both players are equally strong
-    lower.suptitle("white says UP, black says DOWN")
+    lower.suptitle("what appears where it is white pushes UP, and where it is black, DOWN")
     for neuron, axes in zip(neurons, lower.subplots(4, 10).flat):
         axes.imshow(neuron, cmap="gray", vmin=-limit, vmax=limit)
         axes.axis("off")
     figure.savefig(file)
 
 
-def strongest_neurons(model, count):
-    """What each pixel says through each of them, positive for UP: (count, 80, 80) float32."""
-    votes = model["W1"] * model["W2"][:, np.newaxis]
-    strengths = np.linalg.norm(votes, axis=1)
-    strongest = np.argsort(-strengths)[:count]
-    return votes[strongest].reshape(count, 80, 80)
-
-
 # ---- command line
 
-MODES = {  # besides training, with the flags that apply to each
-    "watch": {"save", "seed"},
-    "eval": {"save", "seed", "workers"},
-    "plot": {"save"},
+def between(low, high, kind):
+    """A function that makes a number of this kind from a text. Raises if it is out of range."""
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}")
+        return value
+    return number
+
+
+def game_name(text):
+    if text not in GAMES:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(GAMES)}")
+    return text
+
+
+SETTINGS = {  # name: how to read it from a flag or a file, and what --help says of it
+    "batch_size": (between(1, 100, int), "episodes per update"),
+    "learning_rate": (between(0, 1, float), "step size of RMSProp"),
+    "gamma": (between(0, 1, float), "discount factor of rewards, per step"),
+    "decay_rate": (between(0, 0.9999, float), "how much of RMSProp's mean an update keeps"),
+    "seed": (between(0, 2**32 - 1, int), "of all random numbers"),
+    "game": (game_name, "one of " + ", ".join(GAMES)),
 }
 
 
 def parse_flags():
-    """Returns a dict of the flags that were given. Exits if they do not go together."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     parser = argparse.ArgumentParser(
-        description="Learn Atari Pong from raw pixels by policy gradients.",
-        argument_default=argparse.SUPPRESS)  # no flag that was not given
+        description="Learn Atari Pong from raw pixels by policy gradients.")
+    add_one_of = parser.add_mutually_exclusive_group().add_argument
+    add_one_of("--resume", action="store_true", help="go on from the saved run, with its settings")
+    add_one_of("--watch", nargs="?", const="", metavar="FILE.gif",
+               help="show games of the saved run, or draw a GIF")
+    add_one_of("--eval", type=between(2, 10**6, int), metavar="N",
+               help="report the score of N episodes of the saved run")
+    add_one_of("--plot", nargs="?", const="pong.png", metavar="FILE.png",
+               help="draw the saved run's scores and neurons (default: pong.png)")
     add = parser.add_argument
-    add("--resume", action="store_true", help="go on from the saved run, with its settings")
-    add("--watch", nargs="?", metavar="FILE.gif", help="show games of the saved run, or draw a GIF")
-    add("--eval", type=int, metavar="N", help="report the score of N episodes of the saved run")
-    add("--plot", nargs="?", const="pong.png", metavar="FILE.png",
-        help="draw the saved run's scores and neurons (default: pong.png)")
+    add("--greedy", action="store_true",
+        help="with --watch and --eval: take the likelier action, do not sample")
     add("--render", action="store_true", help="show games while training; r and Enter toggle it")
-    add("--save", metavar="FILE", help="where the run is saved (default: save.p)")
-    add("--episodes", type=int, metavar="N",
+    add("--save", default="save.p", metavar="FILE", help="where the run is saved (default: save.p)")
+    add("--episodes", type=between(1, 10**9, int), default=np.inf, metavar="N",
         help="end with the batch in which the run gets to N episodes (default: never)")
-    add("--workers", type=int, metavar="N", help="processes that play (default: one per core)")
-    add("--batch-size", type=int, metavar="N", help="episodes per update (default: 10)")
-    add("--learning-rate", type=float, metavar="X", help="step size of RMSProp (default: 1e-3)")
-    add("--gamma", type=float, metavar="X", help="discount of rewards, per step (default: 0.99)")
-    add("--decay-rate", type=float, metavar="X",
-        help="share of RMSProp's running mean that an update keeps (default: 0.99)")
-    add("--seed", type=int, metavar="N",
-        help="of all random numbers (default: 0, but a new one each time for --watch)")
-    flags = vars(parser.parse_args())
-    for name in flags.keys() & RANGES.keys():
-        try:
-            check_range(name, flags[name])
-        except ValueError as problem:
-            parser.error(str(problem))
-    for mode, others in MODES.items():
-        if mode in flags:
-            for name in flags.keys() - others - {mode}:
-                parser.error(f"--{name.replace('_', '-')} does not go with --{mode}")
-    if flags.get("watch") and not flags["watch"].endswith(".gif"):
-        parser.error("--watch draws a .gif")
-    if "plot" in flags and not flags["plot"].endswith(".png"):
-        parser.error("--plot draws a .png")
+    add("--workers", type=between(1, 60, int), default=min(60, cores), metavar="N",
+        help="processes that play (default: one per core)")
+    for name, (convert, meaning) in SETTINGS.items():
+        default = Settings._field_defaults[name]
+        add("--" + name.replace("_", "-"), type=convert,
+            help=f"{meaning} (default: {default}, or the saved run's)")
+    flags = parser.parse_args()
+    for file, ending in [(flags.watch, ".gif"), (flags.plot, ".png")]:
+        if file and not file.endswith(ending):  # such as --watch save.p
+            parser.error(f"{file} is no {ending} to draw; the run to show is given by --save")
     return flags
 
 
-def check_packages():
-    """Exit if a package is too old. ale-py 0.10, for example, ignores the actions given here."""
-    for package, needed in [("numpy", "1.26"), ("gymnasium", "1.1"), ("ale-py", "0.11.2")]:
-        found = version(package)
-        if version_numbers(found) < version_numbers(needed):
-            fail(f"{package} {found} is too old; try pip install -r requirements.txt")
-
-
-def version_numbers(text):
-    return [int(digits) for digits in re.findall(r"\d+", text)]
-
-
-def run_training(flags, path, worker_count, stop_signals):
-    """Train as the flags say, and save to path. Returns the exit status."""
-    path = os.path.realpath(path)  # a link stays, and what it points to is replaced
+def run_training(flags, path, given):
+    """Train as the flags say. Returns the exit status."""
     if os.path.exists(path) and not os.path.isfile(path):
         fail(f"{path} is no regular file; use another --save")
-    with lock(path):
-        given = {name: flags[name] for name in Settings._fields if name in flags}
-        if "resume" in flags:
+    with lock(path), stop_signals_noted() as stop_signals:
+        if flags.resume:
             run = load(path)
             run = run._replace(settings=run.settings._replace(**given))
         else:
             run = new_run(Settings(**given))
-        check_room(run, path)
+        write(run, path + ".tmp")  # if this fails, it is better found now than in the night
+        os.remove(path + ".tmp")
+        if flags.resume and not run.scores:
+            say("weights alone: as the first steps are long, begin with a lower --learning-rate")
         words = ", ".join(f"{name} {value}" for name, value in run.settings._asdict().items())
         print(f"Learning Pong from episode {len(run.scores)} on: {words}", flush=True)
-        with start_workers(min(worker_count, run.settings.batch_size), stop_signals) as workers:
-            workers.watches_keys = True
-            if "render" in flags:
+        count = min(flags.workers, run.settings.batch_size)
+        with closing(Workers(count, episode_gradient, stop_signals)) as workers:
+            workers.game_in_window = run.settings.game
+            if flags.render:
                 workers.toggle_window()
-            return train_and_save(run, path, flags.get("episodes", np.inf), workers)
+            return train_and_save(run, path, flags.episodes, workers.play)
 
 
-def core_count():
-    """How many cores this process may use. On a shared machine, these may be few of many."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def run_mode(flags):
+def run_flags(flags):
     """Do what the flags say. Returns the exit status, or None if all is well."""
-    path = flags.get("save", "save.p")
-    seed = flags.get("seed")
-    if "plot" in flags:
-        return plot(path, flags["plot"])
-    if "watch" in flags:
-        rng = np.random.default_rng(seed)
-        if flags["watch"]:
-            return write_gif(path, flags["watch"], rng)
-        return show_games(lambda: load(path).model, rng)
-    worker_count = flags.get("workers", core_count())
-    if sys.platform == "win32":
-        worker_count = min(worker_count, 60)  # Windows cannot wait for more
-    with stop_signals_noted() as stop_signals:
-        if "eval" in flags:
-            return evaluate(path, flags["eval"], worker_count, seed or 0, stop_signals)
-        return run_training(flags, path, worker_count, stop_signals)
+    path = os.path.realpath(flags.save)  # a link stays, and what it points to is replaced
+    given = {name: value for name, value in vars(flags).items()
+             if name in Settings._fields and value is not None}
+    if flags.watch is None and flags.eval is None and flags.plot is None:
+        return run_training(flags, path, given)
+    run = load(path)
+    if flags.plot:
+        return plot(run, flags.plot)
+    settings = run.settings._replace(seed=flags.seed or 0, game=flags.game or run.settings.game)
+    if flags.eval:
+        return evaluate(run.model, settings, flags.eval, flags.workers, flags.greedy)
+    rng = np.random.default_rng(flags.seed)
+    if flags.watch:
+        return write_gif(Pong(settings.game), run.model, rng, flags.greedy, flags.watch)
+    return show_games(path, settings.game, rng, flags.greedy)
 
 
 def main():
-    """Do what the command line says. Returns the exit status."""
-    # Ignore stop signals while Python ends. A second Ctrl-C then would change the exit status.
-    atexit.register(ignore_stop_signals)
+    atexit.register(ignore_stop_signals)  # a second Ctrl-C shall not change how Python ends
+    flags = parse_flags()
     try:
-        if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        flags = parse_flags()
-        check_packages()
-        return run_mode(flags)
+        return run_flags(flags)
     except KeyboardInterrupt:
         return 130
-    except ModuleNotFoundError as problem:
-        fail(f"{problem}; try pip install -r requirements.txt matplotlib pillow")
-    except UnicodeEncodeError:
-        fail("this terminal cannot show the game; set PYTHONIOENCODING=utf-8, or --watch FILE.gif")
-    except (OSError, Failed) as problem:
-        fail(problem)
+    except ImportError as error:
+        fail(f"{error}; try pip install matplotlib pillow")
+    except (OSError, UnicodeError) as error:
+        fail(error)
 
 
 if __name__ == "__main__":
-    status = main()
-    if status:
+    if status := main():
         sys.exit(status)

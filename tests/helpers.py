@@ -1,6 +1,5 @@
 """What the tests share: the script as a command, its files, and its processes."""
 import io
-import json
 import os
 import pickle
 import signal
@@ -21,11 +20,20 @@ SHIPPED = ROOT / "save.p"
 PATIENCE = 60                          # seconds: none of what is waited for takes so long
 ONE_BATCH = ["--batch-size", 2, "--episodes", 2]
 
-# Patched runs import pg_pong, and processes that they spawn do so, too.
+# tests/patched.py imports pg_pong, and processes that it spawns do so, too.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 ENVIRONMENT.pop("JPY_PARENT_PID", None)
 DISPLAYS = ["DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"]  # where a window finds its screen
 HEADLESS = {k: v for k, v in ENVIRONMENT.items() if k not in DISPLAYS}
+
+
+def command_of(*flags, patched=None, env=ENVIRONMENT):
+    """The words that start the script, changed if that is asked for, and its environment."""
+    script = SCRIPT
+    if patched:
+        script = TESTS / "patched.py"
+        env = env | {"PATCHES": patched}
+    return [sys.executable, *map(str, [script, *flags])], env
 
 
 class Trainer:
@@ -36,9 +44,9 @@ class Trainer:
         self.save = folder / "save.p"
 
     def start(self, *flags, patched=None, env=ENVIRONMENT, **kwargs):
-        """Start the script, or the file of that name in tests/patched. Returns its Popen."""
-        script = TESTS / "patched" / f"{patched}.py" if patched else SCRIPT
-        command = [sys.executable, script, *map(str, flags)]
+        """Start the script, changed by the functions of patched.py that are named. Returns its
+        Popen."""
+        command, env = command_of(*flags, patched=patched, env=env)
         kwargs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | kwargs
         return subprocess.Popen(command, cwd=self.folder, env=env, text=True,
                                 stderr=subprocess.PIPE, **kwargs)
@@ -65,16 +73,12 @@ class Trainer:
 def parts(data):
     """Of the bytes of a save.p: the weights, and a dict of all the rest."""
     f = io.BytesIO(data)
-    weights = pickle.load(f)
-    text, W1, W2 = pickle.load(f)
-    return weights, json.loads(text) | {"mean_square": {"W1": W1, "W2": W2}}
+    return pickle.load(f), pickle.load(f)
 
 
 def file_of(weights, rest):
     """The opposite of parts."""
-    run = {k: v for k, v in rest.items() if k != "mean_square"}
-    second = [json.dumps(run), *rest["mean_square"].values()]
-    return pickle.dumps(weights, 4) + pickle.dumps(second, 4)
+    return pickle.dumps(weights) + pickle.dumps(rest)
 
 
 def same(a, b):
