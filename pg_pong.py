@@ -1,5 +1,6 @@
 """Learn Atari Pong from raw pixels by policy gradients: one file, with numpy and an emulator.
 
+    pip install -r requirements.txt
     python pg_pong.py             learn from scratch until Ctrl-C, saving to save.p along the way
     python pg_pong.py --resume    go on from save.p as if it had never stopped
     python pg_pong.py --watch     show games of the agent in save.p, in a window or the terminal
@@ -10,23 +11,24 @@ The algorithm is that of Andrej Karpathy's post "Deep Reinforcement Learning: Po
 (2016). Play, and sample each action from a policy. Then make the actions that turned out better
 than average more likely, and the others less likely. As a formula, climb
 
-    J = sum over all steps of advantage * log P(action | what is seen)
+    J = sum over all steps of advantage * log P(action)
 
-The advantage says how much better than average things went after the action, and counts as a
-constant. If it is the plain return, the gradient of J points, on average, to where the mean score
-rises (Williams, 1992). A discounted and standardized return is a little off, but far less noisy.
+where the advantage says how much better than average things went after the action. Why log P? The
+mean score is the sum of P(game) * score over all games that may happen, and the derivative of P is
+P times the derivative of log P. So score * (derivative of log P), averaged over the games that are
+played, is the slope of the mean score (Williams, 1992). An advantage tells more of an action than
+the score of the whole game does. It makes that slope a little wrong, but far less noisy.
 
 Four things differ from the script that the post links to:
 1. The learning rate is 1e-3. With the script's 1e-4, our mean score was -18.8 after 8,000 episodes.
-   With 1e-3 it is near 0 by then, which is what the post reports.
-2. The game is rebuilt on today's emulator, where a long rally is not cut off after 10,000 steps.
-   And --game chooses among five Pongs, of which one is learned much sooner than the post's.
+   With 1e-3 it is near 0 by then, after 90 minutes on two cores. That is what the post reports.
+2. The game is rebuilt on today's emulator, and has no limit of 10,000 steps. --game chooses among
+   five Pongs, of which one is learned much sooner than the post's.
 3. An episode depends on nothing but the weights, the seed and its number, so any process can play
-   it. That is how the episodes of a batch are played on several cores, and how a run goes on.
+   it. That is how the episodes of a batch are played on several cores, and how a run is resumed.
 4. The weights are float32.
 
-Read from top to bottom, or begin with episode_gradient and train, which tell the story. A line says
-where the algorithm ends and the rest of the program begins.
+Read from top to bottom, or begin with episode_gradient and train, which tell the story.
 """
 import os
 
@@ -72,7 +74,7 @@ H = 200                           # its hidden neurons
 
 # Each pixel of the emulator's screen is the code of its color. (The post looks at the red of RGB
 # pixels. That gives the same picture, but an RGB screen takes twelve times as long to get.)
-IS_OBJECT = np.ones(256, np.int8)
+IS_OBJECT = np.ones(256, np.int8)  # signed, since the network gets differences of pictures
 IS_OBJECT[[0, 34, 228]] = 0       # the codes of the background
 
 
@@ -106,18 +108,18 @@ def policy_backward(model, xs, hs, dJ_dlogits):
     """Backpropagation: the gradient of J for an episode of T steps, a dict like the model.
 
     xs: T difference frames (6400,). hs: their hidden layers (T, 200).
-    dJ_dlogits: the derivatives of J with respect to the T logits (T,). See episode_gradient.
+    dJ_dlogits: the derivatives of J with respect to the T logits (T,), from episode_gradient.
     """
     dW2 = dJ_dlogits @ hs                     # sums over the steps
-    dhs = np.outer(dJ_dlogits, model["W2"])   # (T, 200): W2 passes a logit's derivative back to h
+    dhs = np.outer(dJ_dlogits, model["W2"])   # (T, 200): as logit = W2 @ h, dlogit / dh = W2
     dhs[hs == 0] = 0                          # where relu was off, it passes nothing
     dW1 = sparse_product(dhs.T, xs)           # = dhs.T @ xs, but faster
     return {"W1": dW1, "W2": dW2}
 
 
 def sparse_product(A, xs):
-    """A (200, T) @ xs (T, 6400), four times as fast: it is summed in blocks of 64 steps, and leaves
-    out the pixels that are 0 in a whole block. These are most, and would add nothing.
+    """A (200, T) @ xs (T, 6400), four times as fast: it takes 64 steps at once, and leaves out the
+    pixels that are 0 in all of them. These are most, and would add nothing.
     """
     product = np.zeros((H, D), A.dtype, order="F")
     for t in range(0, len(xs), 64):
@@ -135,7 +137,7 @@ def discount_rewards(rewards, gamma):
     running = 0.0
     for t in reversed(range(len(rewards))):
         if rewards[t] != 0:
-            running = 0.0  # a point ends the rally, and later points are not this action's doing
+            running = 0.0  # this is Pong's: a point ends the rally, so later ones do not count
         running = rewards[t] + gamma * running
         returns[t] = running
     return returns
@@ -144,12 +146,12 @@ def discount_rewards(rewards, gamma):
 def standardize(returns):
     """Returns -> advantages: shifted to mean 0, and scaled to standard deviation 1.
 
-    So even in an episode that is lost 0 to 21, some are positive: a return long before a lost point
-    is near 0, which is above the mean. The post's script does this for each episode, as here. Its
-    text does it for a batch.
+    So even in an episode that is lost 0 to 21, some are positive: the return of an action long
+    before the lost point is near 0, which is above the mean. The post's script does this for each
+    episode, as here. Its text does it for a batch.
     """
     deviation = returns.std()
-    if deviation == 0:  # all returns are equal
+    if deviation == 0:  # as when all points are lost, and gamma is 1
         deviation = 1
     return (returns - returns.mean()) / deviation
 
@@ -159,7 +161,7 @@ def standardize(returns):
 # On the joystick of this game, right is up. In the script, these actions have the numbers 2 and 3.
 UP, DOWN, NOOP = ale_py.Action.RIGHT, ale_py.Action.LEFT, ale_py.Action.NOOP
 
-GAMES = {  # name in gymnasium: least and most frames of a step, stickiness
+GAMES = {  # what gym and gymnasium call it: least and most frames of a step, stickiness
     "Pong-v0": (2, 4, 0.25),              # the post's
     "Pong-v4": (2, 4, 0.0),
     "ALE/Pong-v5": (4, 4, 0.25),
@@ -202,7 +204,7 @@ class Pong:
 
 @functools.cache
 def get_game(name):
-    """A game, the same at each call, since it takes long to start an emulator."""
+    """A game, the same at each call, since it takes long to start one. So play one at a time."""
     return Pong(name)
 
 
@@ -210,7 +212,7 @@ def get_game(name):
 
 def rollout(game, model, rng, greedy=False):
     """Yields for each step: its input x, the hidden layer h, p(UP), whether it goes UP, the reward.
-    A greedy agent always takes the likelier action, but training never does.
+    A greedy agent always takes the likelier action. Training always samples.
     """
     picture = game.reset(rng)
     previous = picture
@@ -218,8 +220,9 @@ def rollout(game, model, rng, greedy=False):
     while not over:
         x = picture - previous  # the difference frame shows what moves, and where to
         p, h = policy_forward(model, x)
-        threshold = 0.5 if greedy else rng.random()
-        goes_up = p > threshold  # with a random threshold, it is sampled: that is how it explores
+        goes_up = rng.random() < p  # the action is sampled: that is how it explores
+        if greedy:
+            goes_up = p > 0.5
         previous = picture
         picture, reward, over = game.step(UP if goes_up else DOWN)
         yield x, h, p, goes_up, reward
@@ -256,9 +259,9 @@ def rmsprop(model, mean_square, gradient, learning_rate, decay_rate):
     """One step of RMSProp (Tieleman and Hinton, 2012). Returns the next model and mean_square.
 
     mean_square is the running mean of each weight's squared gradients, and its root is their
-    typical size. A gradient is divided by that. So a weight moves by about the learning rate,
-    whether its gradients are large or small, summed over a batch or averaged. As mean_square begins
-    at 0, the first steps are longer: the very first 1 / sqrt(1 - decay_rate) = 10 times.
+    typical size. A gradient is divided by that, so a weight moves by about the learning rate,
+    whether its gradients are large or small. (The 1e-5 is for gradients that are always 0.) As
+    mean_square begins at 0, the first steps are longer: the very first by 1 / sqrt(1 - decay_rate).
     """
     next_model, next_mean_square = {}, {}
     for k, g in gradient.items():  # k is W1, then W2
@@ -270,13 +273,13 @@ def rmsprop(model, mean_square, gradient, learning_rate, decay_rate):
 # ---- training loop: play a batch of episodes, sum their gradients, update
 
 class Run(NamedTuple):
-    """All that there is to know of a run. save.p holds it."""
+    """The whole state of a run. It is what save.p holds."""
     settings: Settings
     model: dict                   # W1 and W2
     mean_square: dict             # of the gradients with respect to W1 and W2
     scores: list                  # of each episode so far, -21 to 21
     steps: int                    # in all episodes so far
-    seconds: float                # that they took
+    seconds: float                # that these took
 
 
 def new_run(settings, model=None):
@@ -325,29 +328,28 @@ def train(run, episodes, play_batch=batch_gradients):
 #     for run in train(new_run(Settings()), 100):
 #         print(len(run.scores), run.scores[-10:])
 #
-# The rest looks after it for a night: it keeps the run in a file, plays on all cores, and shows
-# what was learned. It rests on three facts, and needs few precautions besides:
-# 1. A run is never changed: each batch makes a new one. So whatever goes wrong in a batch, the run
-#    before it is whole, and can be saved.
-# 2. An episode is the same whoever plays it. So what is lost with a killed process is played again.
-# 3. os.replace exchanges a file at once or not at all. So save.p is always whole.
+# The rest lets it run for a night: in a file, on all cores, in view. It relies on three facts. A run
+# is never changed: each batch makes a new one, so if something goes wrong, the run before is whole,
+# and can be saved. An episode is the same whoever plays it, so what is lost with a killed process
+# is played again. os.replace exchanges a file at once or not at all, so save.p never has half a run.
 
 
 # ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
 
-def save(run, path, saved):
-    """Save the run, wholly or not at all. Returns how many of its episodes the file then holds,
-    where saved says how many it held. If none, the file was another run's, and is moved away.
+def save(run, path, is_ours):
+    """Save the run, wholly or not at all. Returns whether that succeeded.
+
+    is_ours: whether the file of that name is this run's. If not, it is kept under another name.
     """
     try:
         write(run, path + ".tmp")
-        if saved == 0 and os.path.exists(path):
+        if not is_ours and os.path.exists(path):
             move_away(path)
         os.replace(path + ".tmp", path)
-        return len(run.scores)
+        return True
     except OSError as error:  # the disk may be full, and have room again next time
         say(f"cannot save: {error}")
-        return saved
+        return False
 
 
 def write(run, file):
@@ -376,7 +378,7 @@ def move_away(path):
 
 
 class StandIn:
-    """Stands for what a pickle makes by calling something. It only keeps what the call gets."""
+    """What unpickling would make by calling a function or a class. It keeps what the call gets."""
 
     def __init__(self, *args):
         self.args = args
@@ -386,7 +388,7 @@ class StandIn:
 
 
 class InertUnpickler(pickle.Unpickler):
-    """A pickle may call whatever it names. Here all that it names is a StandIn, or dict."""
+    """Unpickling calls whatever the file names, which may do harm. This calls StandIn or dict."""
 
     def find_class(self, module, name):
         return dict if name == "OrderedDict" else StandIn
@@ -409,10 +411,10 @@ def read_model(arrays):
 
 
 def read_array(array, shape):
-    """The numbers that the StandIn of a numpy array holds, as float32. Raises if it does not fit.
+    """The numbers of a pickled numpy array, as float32. Raises if they are not what is needed.
 
-    In protocol 5, numpy pickles an array as a call with four arguments, and in the older ones as a
-    call and then a state. A dtype such as "<f4" is a call with "f4", and a state with "<".
+    In protocol 5, its args are (numbers, dtype, shape, order). In older ones, it has a state:
+    (1, shape, dtype, is_fortran, numbers). dtype "<f4" has args ("f4", ...), state (3, "<", ...).
     """
     if hasattr(array, "state"):
         _, found_shape, dtype, is_fortran, numbers = array.state
@@ -443,7 +445,10 @@ def read_run(model, rest):
                        for k, data in zip(model, squares)}
     else:
         mean_square = read_model(rest["mean_square"])
-    settings = {name: SETTINGS[name][0](value) for name, value in rest["settings"].items()}
+    settings = {}
+    for name, value in rest["settings"].items():
+        convert, _ = SETTING_FLAGS[name]
+        settings[name] = convert(value)
     scores = [int(score) for score in rest["scores"]]
     return Run(Settings(**settings), model, mean_square, scores,
                int(rest["steps"]), float(rest["seconds"]))
@@ -464,7 +469,7 @@ def lock(path):
 
 # ---- training with saves, and stop signals
 
-SAVE_EVERY = 100  # episodes
+SAVE_EVERY = 100  # episodes, which are the most that can be lost
 
 
 def train_and_save(run, path, episodes, play_batch):
@@ -474,15 +479,16 @@ def train_and_save(run, path, episodes, play_batch):
         for newest in train(run, episodes, play_batch):
             if not all(np.isfinite(squares).all() for squares in newest.mean_square.values()):
                 fail("the weights became infinite or NaN; try a lower --learning-rate")
-            previous, run = run, newest
-            report(previous, run)
-            if len(run.scores) >= saved + SAVE_EVERY:
-                saved = save(run, path, saved)
+            report(run, newest)
+            run = newest
+            if len(run.scores) + run.settings.batch_size > saved + SAVE_EVERY:
+                if save(run, path, is_ours=saved > 0):
+                    saved = len(run.scores)
     except KeyboardInterrupt:
         pass
     finally:
-        if len(run.scores) > saved:
-            saved = save(run, path, saved)
+        if len(run.scores) > saved and save(run, path, is_ours=saved > 0):
+            saved = len(run.scores)
         if saved > 0:
             say(f"{path} holds {saved} episodes; go on with --resume --save {shlex.quote(path)}")
         else:
@@ -500,7 +506,6 @@ def fail(message):
 
 
 def report(previous, run):
-    """Print a line about the batch that was played between these two."""
     score = np.mean(run.scores[len(previous.scores):])
     speed = (run.steps - previous.steps) / (run.seconds - previous.seconds)
     print(f"episode {len(run.scores)}  score {score:+.1f}  "
@@ -522,16 +527,16 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @contextmanager
 def stop_signals_noted():
-    """Let Ctrl-C, `kill` and a closing terminal interrupt nothing, such as a save. They are noted
-    in the list that this yields, and Workers.play raises KeyboardInterrupt if it holds any.
+    """Note Ctrl-C, `kill` and a closing terminal in the list that this yields, so that they do not
+    interrupt a save. If there are any, Workers.play raises KeyboardInterrupt.
     """
-    came = []
+    stop_signals = []
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in handlers.items():
         if handler != signal.SIG_IGN:  # nohup has SIGHUP ignored, so leave it
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, lambda number, frame: stop_signals.append(number))
     try:
-        yield came
+        yield stop_signals
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -552,9 +557,8 @@ CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "sp
 class Workers:
     """Processes that call function(model, seed, settings), such as episode_gradient.
 
-    Each has a pipe of its own. When a worker is killed, its pipe ends, and a new one gets its seed.
-    (The workers of multiprocessing.Pool and of concurrent.futures share a pipe for their results.
-    If one is killed while it writes, the others wait for ever.)
+    Each has a pipe of its own. If it is killed, the pipe ends, and a new process gets the seed. (In
+    multiprocessing.Pool, all write to one pipe, and wait for ever if one is killed in a message.)
     """
 
     def __init__(self, count, function, stop_signals):
@@ -562,60 +566,59 @@ class Workers:
         self.count = count
         self.function = function
         self.stop_signals = stop_signals
-        self.processes = {}  # {our end of a worker's pipe: the worker}
-        self.window = None   # a process that shows games
-        self.game_in_window = None
+        self.processes = {}      # {our end of a worker's pipe: the worker}
+        self.window = None       # a process that shows games
+        self.window_game = None  # which game, if r and Enter are to open and close the window
 
     def play(self, model, seeds, settings):
-        """Yields function(model, seed, settings) for each seed, in their order: then the gradients
-        are summed and rounded alike, however many workers there are.
+        """Yields function(model, seed, settings) for each seed, in their order. So train sums the
+        gradients in one order, and rounds them alike, however many workers there are.
         """
         for k, weights in weights_in(self.memory).items():
             weights[:] = model[k]
-        waiting = list(enumerate(seeds))  # episodes to play: (number in the batch, seed)
-        playing = {}                      # {pipe: the episode that its worker plays}
-        results = {}                      # {number in the batch: result}
-        for number in range(len(seeds)):
-            while number not in results:
+        waiting = list(enumerate(seeds))  # (number, seed) of the episodes that nobody plays yet
+        playing = {}                      # {pipe: (number, seed)} of those that workers play
+        results = {}                      # {number: result} of those that are over
+        for next_number in range(len(seeds)):
+            while next_number not in results:
                 while len(self.processes) < self.count:
                     self.start_worker()
                 for pipe in self.processes.keys() - playing.keys():
                     if waiting:
-                        playing[pipe] = waiting.pop(0)
-                        _, seed = playing[pipe]
+                        number, seed = playing[pipe] = waiting.pop(0)
                         with suppress(OSError):  # it was killed: recv will find that, too
                             pipe.send((seed, *settings))
                 ready = wait(list(playing), timeout=0.2)
                 if self.stop_signals:
                     raise KeyboardInterrupt
-                if self.game_in_window and r_was_typed():
+                if self.window_game and r_was_typed():
                     self.toggle_window()
                 for pipe in ready:
-                    episode = playing.pop(pipe)
+                    number, seed = playing.pop(pipe)
                     try:
-                        results[episode[0]] = pipe.recv()
-                    except (EOFError, OSError):
-                        waiting.insert(0, episode)
+                        results[number] = pipe.recv()
+                    except (EOFError, OSError):  # it was killed, perhaps while it wrote
+                        waiting.insert(0, (number, seed))
                         self.remove(pipe)
-            yield results.pop(number)
+            yield results.pop(next_number)
 
     def start_worker(self):
         pipe, far_end = CONTEXT.Pipe()
-        self.processes[pipe] = start(work, far_end, self.function, self.memory)
+        self.processes[pipe] = start(work, pipe, far_end, self.function, self.memory)
         far_end.close()  # the next worker would inherit it, and the pipe would not end
 
     def remove(self, pipe):
         worker = self.processes.pop(pipe)
         worker.join()
-        if worker.exitcode == 1:  # so Python ends after an error
-            fail("an error in a worker, which is shown above, has ended this")
+        if worker.exitcode == 1:  # that is how Python ends after an error
+            fail("the error above, in a worker, has ended this")
         say("a worker was killed; a new one plays its episode again")
 
     def toggle_window(self):
         if self.window and self.window.is_alive():
             self.window.kill()
         else:
-            self.window = start(show_beside, self.game_in_window, self.memory)
+            self.window = start(show_beside, self.window_game, self.memory)
 
     def close(self):
         for process in filter(None, [*self.processes.values(), self.window]):
@@ -629,9 +632,10 @@ def start(function, *args):
     return process
 
 
-def work(pipe, function, memory):
-    """What a worker does. When the trainer is gone, its end of the pipe is, and this ends, too."""
-    ignore_stop_signals()  # to stop is the trainer's business
+def work(trainers_end, pipe, function, memory):
+    """What a worker does, until the trainer is gone and with it the other end of the pipe."""
+    trainers_end.close()   # a forked process has a copy, which would keep the pipe open
+    ignore_stop_signals()  # the trainer says when to stop
     model = weights_in(memory)
     with suppress(EOFError, ConnectionError):
         while True:
@@ -661,22 +665,20 @@ def open_window(game):
 
 def show_games(path, game, rng, greedy):
     """Show game after game of the newest save, in a window or, without a display, as text."""
-    in_window = True
     try:
         pong = open_window(game)
     except RuntimeError as error:
         if not sys.stdout.isatty():
             fail(f"no window: {error}; try a terminal, or --watch FILE.gif")
         pong = Pong(game)
-        in_window = False
     while True:
         score = 0
         picture = pong.reset(rng)
         for _, _, p, _, reward in rollout(pong, load(path).model, rng, greedy):
-            if not in_window:
+            if pong.env.render_mode is None:
                 print(f"\x1b[H\x1b[J{braille(picture)}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
                 time.sleep((pong.least + pong.most) / 2 / 60)  # a second has 60 frames
-                picture = prepro(pong.ale.getScreen())  # the agent sees it in the next step
+                picture = prepro(pong.ale.getScreen())  # what the agent sees next
             score += reward
 
 
@@ -705,8 +707,7 @@ def show_beside(game, memory):
 def r_was_typed():
     """Whether somebody has typed r and Enter. Does not wait for it."""
     try:
-        # After Ctrl-Z and bg, what is typed is for the shell or for another program.
-        is_in_foreground = os.tcgetpgrp(0) == os.getpgrp()
+        is_in_foreground = os.tcgetpgrp(0) == os.getpgrp()  # not after Ctrl-Z and bg
         if is_in_foreground and select.select([0], [], [], 0)[0]:
             return os.read(0, 100).strip() == b"r"
     except (AttributeError, OSError):
@@ -715,16 +716,14 @@ def r_was_typed():
 
 
 def write_gif(pong, model, rng, greedy, file):
-    """Draw the 20 seconds before the first point that the agent wins, or before the end. Beside the
-    game is what the network sees: white where something came, black where it was.
-    """
+    """Draw the 20 seconds up to the first point that the agent wins, and what the network sees."""
     from PIL import Image
     pace = (pong.least + pong.most) / 2 / 60  # seconds per step
     images = deque(maxlen=round(20 / pace))
     pong.reset(rng)
     screen = pong.ale.getScreenRGB()
     for x, _, _, _, reward in rollout(pong, model, rng, greedy):
-        gray = np.array([0, 128, 255], np.uint8)[x.reshape(80, 80) + 1]
+        gray = np.array([0, 128, 255], np.uint8)[x.reshape(80, 80) + 1]  # white came, black went
         seen = gray.repeat(2, axis=0).repeat(2, axis=1)  # as large as the playing field
         both = np.hstack([screen[35:195], np.dstack([seen, seen, seen])])
         images.append(Image.fromarray(both).quantize(32, dither=Image.Dither.NONE))
@@ -773,7 +772,7 @@ def plot(run, file):
     curve.plot(run.scores, ",")
     curve.plot(running_means(run.scores))
     curve.axhline(0, color="black", linewidth=0.8)  # where both players are equally strong
-    lower.suptitle("what appears where it is white pushes UP, and where it is black, DOWN")
+    lower.suptitle("what appears at a white pixel pushes UP, at a black one DOWN")
     for neuron, axes in zip(neurons, lower.subplots(4, 10).flat):
         axes.imshow(neuron, cmap="gray", vmin=-limit, vmax=limit)
         axes.axis("off")
@@ -798,12 +797,12 @@ def game_name(text):
     return text
 
 
-SETTINGS = {  # name: how to read it from a flag or a file, and what --help says of it
+SETTING_FLAGS = {  # name: how to read it from a flag or a file, and what --help says of it
     "batch_size": (between(1, 100, int), "episodes per update"),
     "learning_rate": (between(0, 1, float), "step size of RMSProp"),
     "gamma": (between(0, 1, float), "discount factor of rewards, per step"),
     "decay_rate": (between(0, 0.9999, float), "how much of RMSProp's mean an update keeps"),
-    "seed": (between(0, 2**32 - 1, int), "of all random numbers"),
+    "seed": (between(0, 2**32 - 1, int), "of all random numbers, but --watch takes new ones"),
     "game": (game_name, "one of " + ", ".join(GAMES)),
 }
 
@@ -829,10 +828,10 @@ def parse_flags():
         help="end with the batch in which the run gets to N episodes (default: never)")
     add("--workers", type=between(1, 60, int), default=min(60, cores), metavar="N",
         help="processes that play (default: one per core)")
-    for name, (convert, meaning) in SETTINGS.items():
+    for name, (convert, meaning) in SETTING_FLAGS.items():
         default = Settings._field_defaults[name]
         add("--" + name.replace("_", "-"), type=convert,
-            help=f"{meaning} (default: {default}, or the saved run's)")
+            help=f"{meaning} (default: {default})")
     flags = parser.parse_args()
     for file, ending in [(flags.watch, ".gif"), (flags.plot, ".png")]:
         if file and not file.endswith(ending):  # such as --watch save.p
@@ -858,7 +857,7 @@ def run_training(flags, path, given):
         print(f"Learning Pong from episode {len(run.scores)} on: {words}", flush=True)
         count = min(flags.workers, run.settings.batch_size)
         with closing(Workers(count, episode_gradient, stop_signals)) as workers:
-            workers.game_in_window = run.settings.game
+            workers.window_game = run.settings.game
             if flags.render:
                 workers.toggle_window()
             return train_and_save(run, path, flags.episodes, workers.play)
@@ -884,7 +883,7 @@ def run_flags(flags):
 
 
 def main():
-    atexit.register(ignore_stop_signals)  # a second Ctrl-C shall not change how Python ends
+    atexit.register(ignore_stop_signals)  # a second Ctrl-C must not disturb the end
     flags = parse_flags()
     try:
         return run_flags(flags)
