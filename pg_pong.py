@@ -15,17 +15,18 @@ than average more likely, and the others less likely. As a formula, climb
 
 where the advantage says how much better than average things went after the action. Why log P? The
 mean score is the sum of P(game) * score over all games that may happen, and the derivative of P is
-P times the derivative of log P. So score * (derivative of log P), averaged over the games that are
-played, is the slope of the mean score (Williams, 1992). An advantage tells more of an action than
-the score of the whole game does. It makes that slope a little wrong, but far less noisy.
+P times the derivative of log P. So score * (derivative of log P(game)), averaged over the games
+that are played, is the slope of the mean score (Williams, 1992). And log P(game) is the sum of the
+log P(action), plus what the weights do not change. An advantage instead of the score puts that
+slope a little off, but makes it far less noisy.
 
 Four things differ from the script that the post links to:
 1. The learning rate is 1e-3. With the script's 1e-4, our mean score was -18.8 after 8,000 episodes.
-   With 1e-3 it is near 0 by then, after 90 minutes on two cores. That is what the post reports.
-2. The game is rebuilt on today's emulator, and has no limit of 10,000 steps. --game chooses among
-   five Pongs, of which one is learned much sooner than the post's.
-3. An episode depends on nothing but the weights, the seed and its number, so any process can play
-   it. That is how the episodes of a batch are played on several cores, and how a run is resumed.
+   With 1e-3 it is near 0 by then, after 90 minutes on two cores. The post reports such a score.
+2. The game is rebuilt on today's emulator, and ends after 108,000 frames, not after 10,000 steps.
+   --game chooses among five Pongs, of which one is learned much sooner than the post's.
+3. An episode depends on nothing but settings, weights and its number, so any process can play it.
+   That is how the episodes of a batch are played on several cores, and how a run is resumed.
 4. The weights are float32.
 
 Read from top to bottom, or begin with episode_gradient and train, which tell the story.
@@ -41,7 +42,6 @@ import functools
 import json
 import multiprocessing
 import pickle
-import reprlib
 import select
 import shlex
 import signal
@@ -158,10 +158,11 @@ def standardize(returns):
 
 # ---- game: Pong as the post played it, or an easier one
 
-# On the joystick of this game, right is up. In the script, these actions have the numbers 2 and 3.
-UP, DOWN, NOOP = ale_py.Action.RIGHT, ale_py.Action.LEFT, ale_py.Action.NOOP
+UP = ale_py.Action.RIGHT  # so it is on the joystick of this game
+DOWN = ale_py.Action.LEFT
+NOOP = ale_py.Action.NOOP
 
-GAMES = {  # what gym and gymnasium call it: least and most frames of a step, stickiness
+GAMES = {  # the name in gym and gymnasium: (least frames of a step, most, stickiness)
     "Pong-v0": (2, 4, 0.25),              # the post's
     "Pong-v4": (2, 4, 0.0),
     "ALE/Pong-v5": (4, 4, 0.25),
@@ -179,7 +180,7 @@ class Pong:
         self.least, self.most, self.stickiness = GAMES[name]
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         # The emulator can repeat frames and make actions sticky by itself, but with random numbers
-        # of its own. So that is switched off here, and done in step. Nothing random is left in it.
+        # of its own. So that is switched off here, and done in step. Nothing in it is random then.
         self.env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0,
                                   **kwargs).unwrapped
         self.ale = self.env.ale  # the emulator itself, without the library's checks of each step
@@ -220,9 +221,10 @@ def rollout(game, model, rng, greedy=False):
     while not over:
         x = picture - previous  # the difference frame shows what moves, and where to
         p, h = policy_forward(model, x)
-        goes_up = rng.random() < p  # the action is sampled: that is how it explores
         if greedy:
             goes_up = p > 0.5
+        else:
+            goes_up = rng.random() < p  # the action is sampled: that is how it explores
         previous = picture
         picture, reward, over = game.step(UP if goes_up else DOWN)
         yield x, h, p, goes_up, reward
@@ -233,7 +235,7 @@ def rollout(game, model, rng, greedy=False):
 def episode_gradient(model, seed, settings):
     """Play an episode. Returns its gradient of J, a dict like the model, and its rewards (T,)."""
     game = get_game(settings.game)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)  # seed: a list of the run's seed and the episode's number
     xs, hs, dlogP_dlogits, rewards = [], [], [], []  # one of each per step
     for x, h, p, goes_up, reward in rollout(game, model, rng):
         # Nobody says which action is right. So pretend that the sampled one was: it is the label.
@@ -328,19 +330,17 @@ def train(run, episodes, play_batch=batch_gradients):
 #     for run in train(new_run(Settings()), 100):
 #         print(len(run.scores), run.scores[-10:])
 #
-# The rest lets it run for a night: in a file, on all cores, in view. It relies on three facts. A run
-# is never changed: each batch makes a new one, so if something goes wrong, the run before is whole,
-# and can be saved. An episode is the same whoever plays it, so what is lost with a killed process
-# is played again. os.replace exchanges a file at once or not at all, so save.p never has half a run.
+# The rest is what a night of training needs: a file for the run, all cores, a view of the game. It
+# relies on three facts. A run is never changed: each batch makes a new one. So if something goes
+# wrong, the run before is whole, and can be saved. An episode is the same whoever plays it. So what
+# is lost with a killed process is played again. And os.replace exchanges a file at once or not at
+# all. So save.p is never half a run.
 
 
 # ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
 
 def save(run, path, is_ours):
-    """Save the run, wholly or not at all. Returns whether that succeeded.
-
-    is_ours: whether the file of that name is this run's. If not, it is kept under another name.
-    """
+    """Save the run. Returns whether that succeeded. A file that is not ours is kept, renamed."""
     try:
         write(run, path + ".tmp")
         if not is_ours and os.path.exists(path):
@@ -353,7 +353,7 @@ def save(run, path, is_ours):
 
 
 def write(run, file):
-    """Write the run to the file. If that fails, nothing is left of it."""
+    """Write the run to the file. If that fails, the file is removed."""
     rest = run._asdict() | {"settings": run.settings._asdict()}
     model = rest.pop("model")
     try:
@@ -362,10 +362,10 @@ def write(run, file):
             pickle.dump(rest, f)
             f.flush()
             os.fsync(f.fileno())  # it must be on the disk before it takes the old file's place
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             os.remove(file)
-        raise
+        raise OSError(error.errno, error.strerror, file)  # now with the file's name
 
 
 def move_away(path):
@@ -378,7 +378,9 @@ def move_away(path):
 
 
 class StandIn:
-    """What unpickling would make by calling a function or a class. It keeps what the call gets."""
+    """A pickle names functions, what they are called with, and the state that the result gets. Made
+    of StandIns, it shows these parts, while nothing is called that a stranger has named.
+    """
 
     def __init__(self, *args):
         self.args = args
@@ -388,46 +390,44 @@ class StandIn:
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Unpickling calls whatever the file names, which may do harm. This calls StandIn or dict."""
-
     def find_class(self, module, name):
-        return dict if name == "OrderedDict" else StandIn
+        return dict if name == "OrderedDict" else StandIn  # Python 2's users may have saved one
 
 
 def load(path):
     """Read a run, or begin one with weights alone, such as those of the linked script."""
+    if not os.path.exists(path):
+        fail(f"there is no {path}; train first, or say with --save where the run is")
     with open(path, "rb") as f:
         try:
             model = read_model(InertUnpickler(f, encoding="latin1").load())  # latin1: for Python 2
             if not f.peek(1):  # nothing follows
                 return new_run(Settings(), model)
             return read_run(model, InertUnpickler(f).load())
-        except Exception as error:  # whatever it is, the file is to blame
+        except Exception as error:  # whatever it is, this file cannot be read
             fail(f"{path} is neither a run nor W1 (200, 6400) and W2 (200,): {ascii(error):.200}")
 
 
 def read_model(arrays):
+    if arrays.keys() != {"W1", "W2"}:
+        raise ValueError(f"there are {list(arrays)}")
     return {"W1": read_array(arrays["W1"], (H, D)), "W2": read_array(arrays["W2"], (H,))}
 
 
 def read_array(array, shape):
-    """The numbers of a pickled numpy array, as float32. Raises if they are not what is needed.
-
-    In protocol 5, its args are (numbers, dtype, shape, order). In older ones, it has a state:
-    (1, shape, dtype, is_fortran, numbers). dtype "<f4" has args ("f4", ...), state (3, "<", ...).
-    """
-    if hasattr(array, "state"):
+    """The numbers of a pickled numpy array, as float32. Raises if they are not what is needed."""
+    if hasattr(array, "state"):  # in protocols 0 to 4
         _, found_shape, dtype, is_fortran, numbers = array.state
         order = "F" if is_fortran else "C"
-    else:
+    else:                        # in protocol 5
         numbers, dtype, found_shape, order = array.args
     if isinstance(numbers, StandIn):  # in protocol 2, bytes are a call with a text
         numbers = numbers.args[0]
     if isinstance(numbers, str):      # and in Python 2, they are a text
         numbers = numbers.encode("latin1")
-    kind = dtype.state[1] + dtype.args[0]
+    kind = dtype.state[1] + dtype.args[0]  # such as "<" and "f4": the byte order, and float32
     if found_shape != shape or kind not in ("<f4", "<f8", ">f4", ">f8"):
-        raise ValueError(f"there is an array {reprlib.repr(found_shape)} of {kind}")
+        raise ValueError(f"there is an array {found_shape} of {kind}")
     array = np.frombuffer(numbers, kind).reshape(shape, order=order)
     with np.errstate(over="ignore"):  # a float64 may be too large, and becomes infinite
         array = np.asfortranarray(array, np.float32)
@@ -437,21 +437,21 @@ def read_array(array, shape):
 
 
 def read_run(model, rest):
-    """The run of this model and the second pickle. Raises if there can be no such run."""
+    """The run of this model and the second pickle. Raises if that is no rest of a run."""
     if isinstance(rest, list):  # older versions of this script wrote JSON and two byte strings
-        text, *squares = rest
+        text, W1, W2 = rest
         rest = json.loads(text)
-        mean_square = {k: np.frombuffer(data, np.float32).reshape(model[k].shape).copy("F")
-                       for k, data in zip(model, squares)}
+        mean_square = {"W1": np.frombuffer(W1, np.float32).reshape(H, D).copy("F"),
+                       "W2": np.frombuffer(W2, np.float32).reshape(H)}
     else:
         mean_square = read_model(rest["mean_square"])
-    settings = {}
-    for name, value in rest["settings"].items():
-        convert, _ = SETTING_FLAGS[name]
-        settings[name] = convert(value)
-    scores = [int(score) for score in rest["scores"]]
-    return Run(Settings(**settings), model, mean_square, scores,
-               int(rest["steps"]), float(rest["seconds"]))
+    if not all((squares >= 0).all() for squares in mean_square.values()):
+        raise ValueError("there are mean squares that are negative or NaN")
+    settings = Settings(**rest["settings"])
+    for name, (convert, _) in SETTING_FLAGS.items():
+        settings = settings._replace(**{name: convert(getattr(settings, name))})
+    scores = [between(-21, 21, int)(score) for score in rest["scores"]]
+    return Run(settings, model, mean_square, scores, int(rest["steps"]), float(rest["seconds"]))
 
 
 def lock(path):
@@ -460,7 +460,7 @@ def lock(path):
     try:
         import fcntl
         fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # systems say it in two ways
+    except (BlockingIOError, PermissionError):  # depending on the system
         fail(f"another process is training on {path}; use another --save")
     except (ImportError, OSError):
         pass  # Windows or a network's file system, where there are no such locks
@@ -469,18 +469,18 @@ def lock(path):
 
 # ---- training with saves, and stop signals
 
-SAVE_EVERY = 100  # episodes, which are the most that can be lost
+SAVE_EVERY = 100  # episodes: not more are lost if the trainer is killed
 
 
 def train_and_save(run, path, episodes, play_batch):
     """Train until the run has so many episodes, or is stopped. Returns the exit status."""
-    saved = len(run.scores)  # how many of the run's episodes are in the file
+    saved = len(run.scores)  # how many of the run's episodes the file holds; it is ours if any
     try:
         for newest in train(run, episodes, play_batch):
             if not all(np.isfinite(squares).all() for squares in newest.mean_square.values()):
                 fail("the weights became infinite or NaN; try a lower --learning-rate")
-            report(run, newest)
-            run = newest
+            previous, run = run, newest  # so this batch will be saved, whatever comes
+            report(previous, run)
             if len(run.scores) + run.settings.batch_size > saved + SAVE_EVERY:
                 if save(run, path, is_ours=saved > 0):
                     saved = len(run.scores)
@@ -558,7 +558,7 @@ class Workers:
     """Processes that call function(model, seed, settings), such as episode_gradient.
 
     Each has a pipe of its own. If it is killed, the pipe ends, and a new process gets the seed. (In
-    multiprocessing.Pool, all write to one pipe, and wait for ever if one is killed in a message.)
+    multiprocessing.Pool, all write to one pipe. If one is killed meanwhile, they wait for ever.)
     """
 
     def __init__(self, count, function, stop_signals):
@@ -585,9 +585,11 @@ class Workers:
                     self.start_worker()
                 for pipe in self.processes.keys() - playing.keys():
                     if waiting:
-                        number, seed = playing[pipe] = waiting.pop(0)
+                        number, seed = waiting.pop(0)
+                        playing[pipe] = number, seed
                         with suppress(OSError):  # it was killed: recv will find that, too
-                            pipe.send((seed, *settings))
+                            pipe.send((seed, *settings))  # python -m cProfile hides Settings
+                # Wait for results. Five times a second, look at stop signals and the keyboard.
                 ready = wait(list(playing), timeout=0.2)
                 if self.stop_signals:
                     raise KeyboardInterrupt
@@ -611,7 +613,7 @@ class Workers:
         worker = self.processes.pop(pipe)
         worker.join()
         if worker.exitcode == 1:  # that is how Python ends after an error
-            fail("the error above, in a worker, has ended this")
+            fail("a worker has ended by the error above")
         say("a worker was killed; a new one plays its episode again")
 
     def toggle_window(self):
@@ -633,8 +635,10 @@ def start(function, *args):
 
 
 def work(trainers_end, pipe, function, memory):
-    """What a worker does, until the trainer is gone and with it the other end of the pipe."""
-    trainers_end.close()   # a forked process has a copy, which would keep the pipe open
+    """What a worker does, until the trainer is gone and with it the other end of the pipe. Workers
+    that were forked later have a copy of that end. So the last one ends first, and so on.
+    """
+    trainers_end.close()   # it has a copy itself, too
     ignore_stop_signals()  # the trainer says when to stop
     model = weights_in(memory)
     with suppress(EOFError, ConnectionError):
@@ -653,7 +657,7 @@ def weights_in(memory):
 
 # The drivers of SDL that show a window. Left alone, it may take one that "shows" it to nobody.
 VISIBLE = "wayland,x11,cocoa,windows"
-DOTS = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]  # (row, column) of bit n
+BITS = [[1, 8], [2, 16], [4, 32], [64, 128]]  # of the 4x2 dots of a character in Unicode's braille
 
 
 def open_window(game):
@@ -673,7 +677,7 @@ def show_games(path, game, rng, greedy):
         pong = Pong(game)
     while True:
         score = 0
-        picture = pong.reset(rng)
+        picture = pong.reset(rng)  # as rollout does again
         for _, _, p, _, reward in rollout(pong, load(path).model, rng, greedy):
             if pong.env.render_mode is None:
                 print(f"\x1b[H\x1b[J{braille(picture)}\nscore {score:+}  p(UP) {p:.2f}", flush=True)
@@ -684,11 +688,8 @@ def show_games(path, game, rng, greedy):
 
 def braille(picture):
     """A picture (6400,) -> 20 lines of 40 characters, each of 4x2 dots, between two walls."""
-    codes = np.full((20, 40), 0x2800)  # Unicode's character without a dot
-    for n, (row, column) in enumerate(DOTS):
-        is_set = picture.reshape(80, 80)[row::4, column::2] == 1
-        codes[is_set] += 2**n
-    lines = ["".join(chr(code) for code in line) for line in codes]
+    codes = 0x2800 + np.einsum("irjc,rc->ij", picture.reshape(20, 4, 40, 2), BITS)
+    lines = ["".join(map(chr, line)) for line in codes]
     return "\n".join(["=" * 40, *lines, "=" * 40])
 
 
@@ -716,14 +717,14 @@ def r_was_typed():
 
 
 def write_gif(pong, model, rng, greedy, file):
-    """Draw the 20 seconds up to the first point that the agent wins, and what the network sees."""
+    """Draw the 20 seconds up to the agent's first point (or the end), and what the network sees."""
     from PIL import Image
     pace = (pong.least + pong.most) / 2 / 60  # seconds per step
     images = deque(maxlen=round(20 / pace))
     pong.reset(rng)
     screen = pong.ale.getScreenRGB()
     for x, _, _, _, reward in rollout(pong, model, rng, greedy):
-        gray = np.array([0, 128, 255], np.uint8)[x.reshape(80, 80) + 1]  # white came, black went
+        gray = 127 * (x.reshape(80, 80) + 1).astype(np.uint8)  # white came, black went
         seen = gray.repeat(2, axis=0).repeat(2, axis=1)  # as large as the playing field
         both = np.hstack([screen[35:195], np.dstack([seen, seen, seen])])
         images.append(Image.fromarray(both).quantize(32, dither=Image.Dither.NONE))
@@ -731,7 +732,7 @@ def write_gif(pong, model, rng, greedy, file):
             break
         screen = pong.ale.getScreenRGB()
     first, *others = [image.resize((640, 320), Image.Resampling.NEAREST) for image in images]
-    first.save(file, save_all=True, append_images=others, loop=0, duration=1000 * pace)  # ms
+    first.save(file, save_all=True, append_images=others, loop=0, duration=10 * round(100 * pace))
 
 
 def evaluate(model, settings, count, worker_count, greedy):
@@ -802,8 +803,8 @@ SETTING_FLAGS = {  # name: how to read it from a flag or a file, and what --help
     "learning_rate": (between(0, 1, float), "step size of RMSProp"),
     "gamma": (between(0, 1, float), "discount factor of rewards, per step"),
     "decay_rate": (between(0, 0.9999, float), "how much of RMSProp's mean an update keeps"),
-    "seed": (between(0, 2**32 - 1, int), "of all random numbers, but --watch takes new ones"),
-    "game": (game_name, "one of " + ", ".join(GAMES)),
+    "seed": (between(0, 2**32 - 1, int), "of all random numbers; --watch has others each time"),
+    "game": (game_name, ", ".join(GAMES) + "; a saved run has its own"),
 }
 
 
@@ -820,8 +821,7 @@ def parse_flags():
     add_one_of("--plot", nargs="?", const="pong.png", metavar="FILE.png",
                help="draw the saved run's scores and neurons (default: pong.png)")
     add = parser.add_argument
-    add("--greedy", action="store_true",
-        help="with --watch and --eval: take the likelier action, do not sample")
+    add("--greedy", action="store_true", help="--watch and --eval take the likelier action")
     add("--render", action="store_true", help="show games while training; r and Enter toggle it")
     add("--save", default="save.p", metavar="FILE", help="where the run is saved (default: save.p)")
     add("--episodes", type=between(1, 10**9, int), default=np.inf, metavar="N",
@@ -830,12 +830,12 @@ def parse_flags():
         help="processes that play (default: one per core)")
     for name, (convert, meaning) in SETTING_FLAGS.items():
         default = Settings._field_defaults[name]
-        add("--" + name.replace("_", "-"), type=convert,
+        add("--" + name.replace("_", "-"), type=convert, metavar="X",
             help=f"{meaning} (default: {default})")
     flags = parser.parse_args()
     for file, ending in [(flags.watch, ".gif"), (flags.plot, ".png")]:
         if file and not file.endswith(ending):  # such as --watch save.p
-            parser.error(f"{file} is no {ending} to draw; the run to show is given by --save")
+            parser.error(f"{file} does not end in {ending}; use --save to say which run to show")
     return flags
 
 

@@ -34,15 +34,14 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def episode():
-    """A whole episode of random play: RGB frames, color codes, actions and rewards."""
+    """A whole episode of random play: RGB frames, color codes, and actions."""
     env = gymnasium.make("ALE/Pong-v5", frameskip=(2, 5)).unwrapped
     rng = np.random.default_rng(0)
     frame, _ = env.reset(seed=0)
-    frames, screens, ups, rewards = [], [], [], []
+    frames, screens, ups = [], [], []
     while not env.ale.game_over():
         frames.append(frame)
         screens.append(env.ale.getScreen())
         ups.append(bool(rng.random() < 0.5))
-        frame, reward, *_ = env.step(2 if ups[-1] else 3)
-        rewards.append(reward)
-    return SimpleNamespace(frames=frames, screens=screens, ups=np.array(ups), rewards=rewards)
+        frame, *_ = env.step(2 if ups[-1] else 3)
+    return SimpleNamespace(frames=frames, screens=screens, ups=np.array(ups))

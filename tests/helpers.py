@@ -1,5 +1,6 @@
 """What the tests share: the script as a command, its files, and its processes."""
 import io
+import json
 import os
 import pickle
 import signal
@@ -79,6 +80,14 @@ def parts(data):
 def file_of(weights, rest):
     """The opposite of parts."""
     return pickle.dumps(weights) + pickle.dumps(rest)
+
+
+def old_file_of(weights, rest):
+    """A save.p as older versions wrote it: the rest is a text in JSON, and mean_square in bytes."""
+    others = rest.copy()
+    squares = others.pop("mean_square")
+    second = [json.dumps(others), squares["W1"].tobytes(), squares["W2"].tobytes()]
+    return pickle.dumps(weights, 4) + pickle.dumps(second, 4)
 
 
 def same(a, b):

@@ -1,13 +1,12 @@
 """Files: what fits is read right, what does not is refused, no file does harm, no night is lost."""
 import ctypes
-import errno
-import io
 import os
 import pickle
 import pickletools
 import re
 import resource
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import (ENVIRONMENT, ONE_BATCH, ROOT, SHIPPED, TESTS, file_of, finish, parts,
-                     read_until, same, stop)
+from helpers import (ENVIRONMENT, ONE_BATCH, ROOT, SHIPPED, TESTS, Trainer, file_of, finish,
+                     old_file_of, parts, read_until, same, stop)
 
 import pg_pong
 
@@ -31,13 +30,6 @@ def weights():
     rng = np.random.default_rng(0)
     return {"W1": rng.standard_normal((200, 6400), np.float32),
             "W2": rng.standard_normal(200, np.float32)}
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A run after an episode of pg_pong.train."""
-    settings = pg_pong.Settings(batch_size=1)
-    return next(pg_pong.train(pg_pong.new_run(settings), 1))
 
 
 # An audit hook hears of all that Python is about to do. It cannot be taken away again.
@@ -67,303 +59,285 @@ def nothing_but_reading(path):
     assert flags & os.O_ACCMODE == os.O_RDONLY
 
 
-@pytest.fixture
-def loaded(tmp_path):
-    """A function: what load makes of a file of these bytes."""
-    def load(data):
-        path = tmp_path / "save.p"
-        path.write_bytes(data)
-        with nothing_but_reading(path):
-            run = pg_pong.load(str(path))
-        return run
-    return load
+def read(path):
+    """The run that load makes of the file, or the line with which it refuses it."""
+    with nothing_but_reading(path):
+        try:
+            return pg_pong.load(str(path))
+        except SystemExit as end:
+            line = end.code
+    needed = "is neither a run nor W1 (200, 6400) and W2 (200,): "
+    assert line.startswith(f"pg_pong.py: {path} {needed}")
+    assert re.fullmatch("[ -~]{,500}", line), line
+    return line
 
 
 @pytest.fixture
-def refusal(tmp_path, capsys):
-    """A function: what load says is wrong with a file of these bytes.
-
-    load must say so in one line, and what is needed, too.
-    """
-    def refuse(data):
+def outcome(tmp_path):
+    """A function: the run that load makes of a file of these bytes, or the line that refuses it."""
+    def write_and_read(data):
         path = tmp_path / "save.p"
         path.write_bytes(data)
-        with nothing_but_reading(path), pytest.raises(SystemExit) as end:
-            pg_pong.load(str(path))
-        line = capsys.readouterr().err
-        wrong, needed = line.split(" cannot be read: ")[1].split(". Needed is ")
-        assert end.value.code == 2
-        assert re.fullmatch("[ -~]{,500}\n", line), line
-        assert "W1 (200, 6400) and W2 (200,)" in needed
-        return wrong
-    return refuse
+        return read(path)
+    return write_and_read
 
 
 # ---- weights of others: each layout that fits is read right
 
-LAYOUTS = {
-    "C order": np.ascontiguousarray,
-    "Fortran order": np.asfortranarray,
-    "float64": lambda array: array.astype(np.float64),
-    "float64 in Fortran order": lambda array: array.astype(np.float64, order="F"),
-    "big-endian": lambda array: array.astype(">f4"),
-    "big-endian float64": lambda array: array.astype(">f8"),
-    "transposed twice": lambda array: array.T.copy().T,
-    "reversed twice": lambda array: array[::-1].copy()[::-1],
-    "every second row": lambda array: array.repeat(2, axis=0)[::2],
+
+class Python2Pickler(pickle._Pickler):
+    """Writes texts and bytes as Python 2 did, to which they were the same."""
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, string):
+        data = string if isinstance(string, bytes) else string.encode("latin1")
+        if self.proto == 0:
+            self.write(b"S" + repr(data)[1:].encode() + b"\n")
+        else:
+            self.write(b"T" + struct.pack("<i", len(data)) + data)
+        self.memoize(string)
+
+    dispatch[str] = save_string
+    dispatch[bytes] = save_string
+
+
+def pickle_of_python_2(weights, protocol, path):
+    """As the linked script writes its weights."""
+    doubles = {name: array.astype(np.float64) for name, array in weights.items()}
+    with open(path, "wb") as f:
+        Python2Pickler(f, protocol).dump(doubles)
+    return named_as_by_numpy_1(path.read_bytes())
+
+
+def named_as_by_numpy_1(data):
+    """Numpy 2 names another module. Up to protocol 3, a pickle stores no length of the name."""
+    renamed = re.sub(rb"numpy\._?core\b", b"numpy.core", data)
+    assert b"cnumpy.core.multiarray\n_reconstruct\n" in renamed
+    return renamed
+
+
+def changed(weights, change):
+    return {name: change(array) for name, array in weights.items()}
+
+
+def read_only(array):
+    """Protocol 5 writes it as bytes, where others are a bytearray."""
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def big_endian(array):
+    return array.astype(">f4")
+
+
+def big_endian_double(array):
+    return array.astype(">f8")
+
+
+def double_in_fortran_order(array):
+    return array.astype(np.float64, order="F")
+
+
+def with_gaps(array):
+    """Protocol 5 writes it as the older ones do."""
+    return array.repeat(2, axis=0)[::2]
+
+
+LAYOUTS = {  # each a function of the weights and of a path for its file
+    "protocol 0": lambda weights, _: pickle.dumps(weights, 0),
+    "protocol 1": lambda weights, _: pickle.dumps(changed(weights, double_in_fortran_order), 1),
+    "protocol 2": lambda weights, _: pickle.dumps(changed(weights, np.asfortranarray), 2),
+    "protocol 3, of numpy 1": lambda weights, _: named_as_by_numpy_1(
+        pickle.dumps(changed(weights, big_endian), 3)),
+    "protocol 4": lambda weights, _: pickle.dumps(changed(weights, big_endian_double), 4),
+    "protocol 5": lambda weights, _: pickle.dumps(changed(weights, np.asfortranarray), 5),
+    "protocol 5, read-only": lambda weights, _: pickle.dumps(changed(weights, read_only), 5),
+    "protocol 5, with gaps": lambda weights, _: pickle.dumps(changed(weights, with_gaps), 5),
+    "W2 before W1": lambda weights, _: pickle.dumps(OrderedDict(reversed(weights.items()))),
+    "Python 2, protocol 0": lambda weights, path: pickle_of_python_2(weights, 0, path),
+    "Python 2, protocol 2": lambda weights, path: pickle_of_python_2(weights, 2, path),
 }
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_are_read_right_however_they_lie_in_the_file(weights, loaded, layout, protocol):
-    change = LAYOUTS[layout]
-    model = {name: change(array) for name, array in weights.items()}
+def test_weights_are_read_right_however_they_lie_in_the_file(tmp_path, weights, outcome, layout):
+    run = outcome(LAYOUTS[layout](weights, tmp_path / "others.p"))
 
-    run = loaded(pickle.dumps(model, protocol))
-
-    assert same(run.model, weights)
-
-
-def test_w2_may_come_before_w1(weights, loaded):
-    model = {"W2": weights["W2"], "W1": weights["W1"]}
-
-    run = loaded(pickle.dumps(model))
-
-    assert same(run.model, weights)
-
-
-def test_weights_that_may_not_be_written_to_are_read_right(weights, loaded):
-    """In protocol 5, they are bytes in the file, where others are a bytearray."""
-    model = {name: array.copy() for name, array in weights.items()}
-    for array in model.values():
-        array.flags.writeable = False
-
-    run = loaded(pickle.dumps(model, 5))
-
-    assert same(run.model, weights)
-
-
-@pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])
-def test_files_of_numpy_1_and_2_are_read_alike(weights, loaded, module, protocol):
-    """They name another module for the same function. These protocols store no text's length."""
-    data = pickle.dumps(weights, protocol)
-
-    run = loaded(re.sub(rb"numpy\._?core", module, data))
-
-    assert same(run.model, weights)
-
-
-def test_a_model_that_train_returned_may_be_pickled_by_hand(trained, loaded):
-    """As somebody does in a notebook."""
-    data = pickle.dumps(trained.model)
-
-    run = loaded(data)
-
-    assert same(run.model, trained.model)
-
-
-def array_of_python_2(array):
-    """As numpy's arrays are pickled in protocol 2 there: bytes are texts, bools numbers."""
-    numbers = array.astype("<f8").tobytes()
-    shape = b"".join(b"M" + struct.pack("<H", size) for size in array.shape)
-    tuple_step = {1: b"\x85", 2: b"\x86"}[array.ndim]
-    return b"".join([
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
-        b"(K\x01", shape, tuple_step,
-        b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R",
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
-        b"\x89T", struct.pack("<i", len(numbers)), numbers, b"tb"])
-
-
-def test_a_file_of_python_2_is_read_right(weights, loaded):
-    """If it is of protocol 2. The linked script itself wrote protocol 0."""
-    data = b"".join([
-        b"\x80\x02}(",
-        b"U\x02W2", array_of_python_2(weights["W2"]),
-        b"U\x02W1", array_of_python_2(weights["W1"]),
-        b"u."])
-
-    run = loaded(data)
-
-    assert same(run.model, weights)
-
-
-def test_a_run_that_begins_with_weights_of_others_has_learned_nothing_yet(weights, loaded):
-    run = loaded(pickle.dumps(weights))
-
-    assert run.settings == pg_pong.Settings()
-    assert run.scores == []
-    assert not run.mean_square["W1"].any()
-    assert not run.mean_square["W2"].any()
+    assert same(run, pg_pong.new_run(pg_pong.Settings(), weights))
 
 
 def test_a_resumed_training_keeps_the_file_of_weights_that_it_began_with(trainer, weights):
     data = pickle.dumps(weights)
     trainer.save.write_bytes(data)
 
-    trainer("--resume", *ONE_BATCH)
+    result = trainer("--resume", "--batch-size", 1, "--episodes", 1)
 
-    assert len(trainer.load()[1]["scores"]) == 2
+    assert "weights alone" in result.err
+    assert len(trainer.load()[1]["scores"]) == 1
     assert (trainer.folder / "save.p.1").read_bytes() == data
 
 
 # ---- and what does not fit is refused, with a line that says what is there and what is needed
 
 MISFITS = {  # each with what the line must say of it
-    "W1 transposed": ({"W1": W1.T, "W2": W2}, "(6400, 200)"),
-    "biases, too": ({"W1": W1, "W2": W2, "b1": W2}, "b1"),
+    "transposed": ({"W1": W1.T, "W2": W2}, "(6400, 200)"),
     "three actions": ({"W1": W1, "W2": np.zeros((3, 200))}, "(3, 200)"),
-    "300 neurons": ({"W1": np.zeros((300, 6400)), "W2": np.zeros(300)}, "(300, 6400)"),
-    "W2 as a column": ({"W1": W1, "W2": np.zeros((200, 1))}, "(200, 1)"),
     "float16": ({"W1": W1.astype(np.float16), "W2": W2}, "<f2"),
-    "whole numbers": ({"W1": W1, "W2": W2.astype(int)}, "<i8"),
-    "texts": ({"W1": W1, "W2": W2.astype(str)}, "U32"),
-    "a list": ({"W1": W1, "W2": W2.tolist()}, "no array"),
-    "a masked array": ({"W1": W1, "W2": np.ma.array(W2)}, "no array"),
-    "W1 alone": ({"W1": W1}, "{'W1': (200, 6400)}"),
-    "a number as a name": ({"W1": W1, 2: W2}, "2: (200,)"),
-    "no dict but a list": ([W1, W2], "no dict of arrays"),
-    "a tuple": ((W1, W2), "no dict of arrays"),
-    "an array": (W1, "no dict of arrays"),
-    "an ordered dict": (OrderedDict(W1=W1, W2=W2), "no dict of arrays"),
-    "a run": (pg_pong.new_run(pg_pong.Settings(), {"W1": W1, "W2": W2}), "no dict of arrays"),
-    "an empty dict": ({}, "{}"),
+    "W1 alone": ({"W1": W1}, "['W1']"),
+    "biases, too": ({"W1": W1, "W2": W2, "b1": W2}, "'b1'"),
+    "a list": ({"W1": W1, "W2": W2.tolist()}, "'list'"),
+    "no dict": ([W1, W2], "list"),
+    "NaN": ({"W1": np.full((200, 6400), np.nan), "W2": W2}, "infinite or NaN"),
+    "too large for float32": ({"W1": W1, "W2": np.full(200, 1e300)}, "infinite or NaN"),
 }
 
 
 @pytest.mark.parametrize("thing, words", MISFITS.values(), ids=MISFITS)
-def test_weights_that_do_not_fit_are_refused_with_what_is_there(refusal, thing, words):
-    wrong = refusal(pickle.dumps(thing))
+def test_weights_that_do_not_fit_are_refused_with_what_is_there(outcome, thing, words):
+    line = outcome(pickle.dumps(thing))
 
-    assert words in wrong
-
-
-@pytest.mark.parametrize("name", ["W1", "W2"])
-@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
-def test_weights_that_are_nan_or_infinite_as_float32_are_refused(refusal, name, number):
-    model = {"W1": W1.astype(np.float64), "W2": W2.astype(np.float64)}
-    model[name][7] = number
-
-    wrong = refusal(pickle.dumps(model))
-
-    assert "infinite or NaN" in wrong
+    assert words in line.split("W2 (200,): ")[1]
 
 
-def test_an_empty_file_is_refused(refusal):
-    assert "empty" in refusal(b"")
+def test_a_text_and_an_empty_file_are_refused(outcome):
+    text = outcome((ROOT / "README.md").read_bytes())
+    empty = outcome(b"")
+
+    assert "UnpicklingError" in text
+    assert "EOFError" in empty
 
 
-def test_a_text_is_refused(refusal):
-    data = (ROOT / "README.md").read_bytes()
-
-    wrong = refusal(data)
-
-    assert "no pickle" in wrong
-
-
-@pytest.mark.parametrize("protocol", [0, 1])
-def test_a_file_of_protocol_0_or_1_is_refused_and_the_line_says_how_to_convert_it(
-        weights, refusal, loaded, protocol):
-    old = pickle.dumps(weights, protocol)
-
-    wrong = refusal(old)
-    converted = pickle.dumps(pickle.loads(old, encoding="latin1"))
-
-    assert "encoding=latin1, and dump it again" in wrong
-    assert same(loaded(converted).model, weights)
-
-
-@pytest.mark.parametrize("flags", [["--resume"], ["--eval", 2]], ids=str)
-def test_a_file_that_is_refused_stays_as_it_is_and_nothing_begins(trainer, flags):
+def test_a_file_that_is_refused_stays_as_it_is_and_nothing_begins(trainer):
     data = pickle.dumps({"W1": W1.T, "W2": W2})
     trainer.save.write_bytes(data)
 
-    result = trainer(*flags, status=2)
+    for flags in [["--resume"], ["--eval", 2]]:
+        result = trainer(*flags, status=1)
 
-    assert result.out == ""
-    assert re.fullmatch("pg_pong.py: .*save.p cannot be read: .*6400, 200.*\n", result.err)
-    assert trainer.save.read_bytes() == data
-    assert trainer.names() == ["save.p"]
+        assert result.out == ""
+        assert re.fullmatch(r"pg_pong\.py: .*save\.p .*\(6400, 200\).*\n", result.err)
+        assert trainer.save.read_bytes() == data
+        assert trainer.names() == ["save.p"]
 
 
 # ---- so is a run that is damaged
 
-def steps(data):
-    """Where each step of the two pickles begins, and the place between the pickles."""
-    f = io.BytesIO(data)
-    first = [place for _, _, place in pickletools.genops(f)]
-    between = f.tell()
-    second = [place for _, _, place in pickletools.genops(f)]
-    return first + second[1:], between
-
-
-def test_a_file_that_is_cut_off_anywhere_is_refused(saved, refusal):
+def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path, saved):
     """But between its pickles. What is left then is a whole file of weights."""
-    places, between = steps(saved)
+    path = tmp_path / "save.p"
+    path.write_bytes(saved)
+    with open(path, "rb") as f:
+        first = [place for _, _, place in pickletools.genops(f)]
+        between = f.tell()
+        second = [place for _, _, place in pickletools.genops(f)]
     inside = [10**6, between - 400, between + 10**6, len(saved) - 1]
+    places = sorted(first + second[1:] + inside)
 
-    for place in places + inside:
-        refusal(saved[:place])
-
-
-@pytest.mark.parametrize("second", [
-    None, [], {}, "a text", {"W1": W1, "W2": W2}], ids=lambda second: type(second).__name__)
-def test_another_pickle_in_the_place_of_the_second_is_refused(weights, refusal, second):
-    refusal(pickle.dumps(weights) + pickle.dumps(second))
+    for place in reversed(places):
+        os.truncate(path, place)
+        line = read(path)
+        assert isinstance(line, str), f"it is read when it is cut off at {place} of {len(saved)}"
 
 
-def test_settings_are_read_by_their_names_in_any_order(saved, loaded):
+def damages(rest):
+    """What can be wrong with all that a save holds besides the weights. Yields texts and dicts."""
+    for name, value in [
+            ("batch_size", 0), ("learning_rate", float("nan")), ("gamma", -0.1),
+            ("decay_rate", 1.0), ("seed", 2**32), ("game", "Breakout-v0"), ("momentum", 0.9)]:
+        settings = rest["settings"] | {name: value}
+        yield f"{name} {value}", rest | {"settings": settings}
+    for name, value in [
+            ("settings", None), ("scores", ["x"]), ("scores", [22]), ("steps", None),
+            ("seconds", [])]:
+        yield f"{name} {value}", rest | {name: value}
+    for name in ["settings", "scores", "steps", "seconds"]:
+        yield f"no {name}", {key: value for key, value in rest.items() if key != name}
+    for words, array in [("short", W2[:20]), ("negative", W2 - 1), ("NaN", W2 * np.nan)]:
+        yield f"{words} mean_square", rest | {"mean_square": rest["mean_square"] | {"W2": array}}
+
+
+@pytest.mark.parametrize("make_file", [file_of, old_file_of])
+def test_a_run_that_cannot_have_been_is_refused(saved, outcome, make_file):
     model, rest = parts(saved)
-    backwards = reversed(rest["settings"].items())
-    rest["settings"] = dict(backwards)
+    read = []
 
-    run = loaded(file_of(model, rest))
+    for words, damaged in damages(rest):
+        if not isinstance(outcome(make_file(model, damaged)), str):
+            read.append(words)
 
-    assert run.settings == pg_pong.Settings(batch_size=2)
+    assert read == []
 
 
-@pytest.mark.parametrize("name, value", [
-    ("batch_size", 0), ("batch_size", 10**6), ("batch_size", None), ("learning_rate", float("inf")),
-    ("learning_rate", float("nan")), ("learning_rate", -1), ("gamma", 1.5), ("decay_rate", 1.0),
-    ("seed", -1), ("seed", 2**32), ("seed", "x")], ids=str)
-def test_settings_that_no_flag_could_give_are_refused(saved, refusal, name, value):
+@pytest.mark.parametrize("make_file", [file_of, old_file_of])
+def test_saves_of_older_versions_are_read_and_without_a_game_they_are_of_pong_v0(
+        saved, outcome, make_file):
     model, rest = parts(saved)
-    rest["settings"][name] = value
+    run = outcome(saved)
+    del rest["settings"]["game"]
 
-    refusal(file_of(model, rest))
+    old = outcome(make_file(model, rest))
+
+    assert run.settings == pg_pong.Settings(batch_size=2, game="Pong-v0")
+    assert same(old, run)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("settings", None), ("settings", {}), ("scores", None), ("scores", [22]), ("scores", ["x"]),
-    ("scores", [[]]), ("steps", None), ("steps", -1), ("seconds", []), ("seconds", float("nan"))],
-    ids=str)
-def test_a_run_that_cannot_have_been_is_refused(saved, refusal, name, value):
+def test_the_limits_of_settings_are_accepted_in_a_file_and_as_flags(saved, outcome, monkeypatch):
     model, rest = parts(saved)
-    rest[name] = value
+    lowest = pg_pong.Settings(1, 0.0, 0.0, 0.0, 0, "PongNoFrameskip-v4")
+    highest = pg_pong.Settings(100, 1.0, 1.0, 0.9999, 2**32 - 1, "ALE/Pong-v5")
 
-    refusal(file_of(model, rest))
+    for settings in [lowest, highest]:
+        wanted = settings._asdict()
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+        monkeypatch.setattr(sys, "argv", ["pg_pong.py", *words])
 
+        run = outcome(file_of(model, rest | {"settings": wanted}))
+        flags = pg_pong.parse_flags()
 
-@pytest.mark.parametrize("name", ["settings", "scores", "steps", "seconds"])
-def test_a_run_that_lacks_something_is_refused(saved, refusal, name):
-    model, rest = parts(saved)
-    del rest[name]
-
-    refusal(file_of(model, rest))
-
-
-@pytest.mark.parametrize("value", [
-    None, bytes(80), np.full(200, np.nan, np.float32).tobytes()], ids=["None", "short", "NaN"])
-def test_a_mean_square_that_does_not_fit_is_refused(saved, refusal, value):
-    model, rest = parts(saved)
-    rest["mean_square"]["W2"] = value
-
-    refusal(file_of(model, rest))
+        assert run.settings == settings
+        assert wanted.items() <= vars(flags).items()
 
 
 # ---- a pickle is a program, and no program of a stranger is ever run
+
+# The steps by which a pickle can run something. TEXT stands for a command of the shell.
+PAYLOADS = {
+    "REDUCE": b"cposix\nsystem\nTEXT\x85R",
+    "INST": b"(TEXTiposix\nsystem\n",
+    "OBJ": b"(cposix\nsystem\nTEXTo",
+    "NEWOBJ": b"cbuiltins\ntuple\ncbuiltins\nmap\ncposix\nsystem\nTEXT\x85\x86\x81\x85\x81",
+    "NEWOBJ_EX": b"cbuiltins\ntuple\ncbuiltins\nmap\n\x8c\x05posix\x8c\x06system\x93TEXT\x85\x86"
+                 b"}\x92\x85}\x92",
+    "BUILD": b"cargparse\nNamespace\n)R}X\x0c\x00\x00\x00__setstate__cposix\nsystem\nsbTEXTb",
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_nothing_in_a_file_is_ever_run(tmp_path, outcome, saved, payload):
+    """Be it in the first pickle or in the second."""
+    made = tmp_path / "made"
+    command = f"touch {made}".encode()
+    text = b"X" + struct.pack("<I", len(command)) + command
+    program = PAYLOADS[payload].replace(b"TEXT", text)
+    model, rest = parts(saved)
+    first = with_entry(model, program) + pickle.dumps(rest)
+    second = pickle.dumps(model) + with_entry(rest, program)
+
+    for data in [first, second]:
+        parts(data)  # as by a script that trusts its files
+        assert made.exists()  # or it would do no harm anyway
+        made.unlink()
+
+        outcome(data)  # which listens to what is done meanwhile
+
+        assert not made.exists()
+
+
+def with_entry(things, program):
+    """The pickle of a dict with one more entry, whose value this part of a pickle makes."""
+    return pickle.dumps(things, 3)[:-1] + b"X\x01\0\0\0x" + program + b"s."
+
 
 class Call:
     """Pickles as a call of a function, whose result may then be given a state."""
@@ -375,146 +349,57 @@ class Call:
         return self.parts
 
 
-# The five steps by which a pickle can run something. TEXT stands for a command of the shell.
-PAYLOADS = {
-    "REDUCE": b"cposix\nsystem\nTEXT\x85R",
-    "INST": b"(TEXTiposix\nsystem\n",
-    "OBJ": b"(cposix\nsystem\nTEXTo",
-    "NEWOBJ": b"cbuiltins\ntuple\ncbuiltins\nmap\ncposix\nsystem\nTEXT\x85\x86\x81\x85\x81",
-    "BUILD": b"cargparse\nNamespace\n)R}X\x0c\x00\x00\x00__setstate__cposix\nsystem\nsbTEXTb",
-}
-PLACES = {
-    "alone": lambda weights, payload: b"\x80\x03" + payload + b".",
-    "after the weights": lambda weights, payload: weights + b"\x80\x03" + payload + b".",
-    "beside W1 and W2": lambda weights, payload: weights[:-1] + b"X\x01\0\0\0x" + payload + b"s.",
-}
-
-
-def load_carelessly(data):
-    """As scripts do that trust their files."""
-    f = io.BytesIO(data)
-    while f.tell() < len(data):
-        pickle.load(f)
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_nothing_in_a_file_is_ever_run(tmp_path, refusal, weights, payload, place):
-    made = tmp_path / "made"
-    command = f"touch {made}".encode()
-    text = b"X" + struct.pack("<I", len(command)) + command
-    program = PAYLOADS[payload].replace(b"TEXT", text)
-    data = PLACES[place](pickle.dumps(weights, 3), program)
-    load_carelessly(data)
-    assert made.exists()  # or it would do no harm anyway
-    made.unlink()
-
-    refusal(data)
-
-    assert not made.exists()
+def forged_array(kind):
+    """Pickles as an array of 200 numbers, each 16, that are said to be of this kind."""
+    function, args, _ = np.zeros(1).__reduce__()
+    dtype = Call(np.dtype, (kind, False, True), (3, "|", None, None, None, -1, -1, 0))
+    return Call(function, args, (1, (200,), dtype, False, struct.pack("<Q", 16) * 200))
 
 
 def test_an_array_with_a_forged_type_crashes_nothing(trainer):
     """Its numbers are taken for addresses of objects, as soon as somebody looks at them."""
-    function, args, _ = np.zeros(1).__reduce__()
-    objects = Call(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
-    state = (1, (200,), objects, False, struct.pack("<Q", 16) * 200)
-    forged = Call(function, args, state)
-    trainer.save.write_bytes(pickle.dumps({"W1": W1, "W2": forged}, 3))
+    trainer.save.write_bytes(pickle.dumps({"W1": W1, "W2": forged_array("O8")}, 3))
     careless = subprocess.run([sys.executable, "-m", "pickle", trainer.save], capture_output=True)
     assert careless.returncode < 0  # it crashed
 
-    result = trainer("--resume", status=2)
+    result = trainer("--resume", status=1)
 
-    assert "cannot be read" in result.err
-
-
-def limit_memory():
-    """In a child process, before the script begins."""
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    assert "|O8" in result.err
 
 
-def one_array_under_many_names(kind, size):
-    """A file that is small, since it holds kind and size once, however large they are in print."""
-    dtype = Call(np.dtype, (kind, False, True), (3, "<", None, None, None, -1, -1, 0))
-    array = Call(len, (b"", dtype, (size, size, size), "C"))
-    return pickle.dumps({f"{n:06}": array for n in range(300_000)})
+def test_a_file_cannot_write_escape_codes_to_the_terminal(outcome):
+    """The line shows the type that the file names. The fixture sees that it is all of ASCII."""
+    line = outcome(pickle.dumps({"W1": W1, "W2": forged_array("\x1b[31m\x07\n")}))
 
-
-def a_tuple_that_holds_another_twice():
-    """And so on: 60 of them, and so 2**60 in print."""
-    pair = ()
-    for _ in range(60):
-        pair = (pair, pair)
-    return pickle.dumps({"W1": pair, "W2": pair})
-
-
-BOMBS = {
-    "a huge kind": lambda: one_array_under_many_names("x" * 10**6, 1),
-    "a huge size": lambda: one_array_under_many_names("f4", 10**4000),
-    "a huge tree": a_tuple_that_holds_another_twice,
-}
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_file_cannot_fill_the_memory(trainer, bomb):
-    data = BOMBS[bomb]()
-    trainer.save.write_bytes(data)
-    assert len(data) < len(SHIPPED.read_bytes())
-
-    result = trainer("--resume", status=2, preexec_fn=limit_memory)
-
-    assert "cannot be read" in result.err
-    assert "MemoryError" not in result.err
-
-
-def test_a_tuple_a_million_deep_crashes_nothing(trainer):
-    """As a name in a dict, it has to be hashed, for which the stack is not deep enough."""
-    deep = b")" + b"\x85" * 10**6
-    trainer.save.write_bytes(b"\x80\x02}" + deep + b"K\x00s.")
-
-    result = trainer("--resume", status=2)
-
-    assert "cannot be read" in result.err
-
-
-def test_a_file_cannot_write_escape_codes_to_the_terminal(refusal):
-    """The line shows names from the file. The fixture sees that it is all of plain letters."""
-    wrong = refusal(pickle.dumps({"\x1b[31m\x07": W1}))
-
-    assert "[31m" in wrong
+    assert "[31m" in line
 
 
 def test_mutants_of_a_good_file_do_no_harm():
-    command = [sys.executable, TESTS / "tools" / "fuzz.py", "--files", "100"]
+    command = [sys.executable, TESTS / "tools" / "fuzz.py", "--files", "50"]
 
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "0 crashed, 0 misled or hung" in result.stdout
+    found = re.search("^50 files: (.+) admitted, (.+) refused, 0 crashed, 0 mis", result.stdout)
+    assert int(found[1]) > 0
+    assert int(found[2]) > 0
 
 
 # ---- what is saved
 
+@pytest.fixture(scope="module")
+def trained():
+    """A run after an episode of pg_pong.train."""
+    settings = pg_pong.Settings(1, 2e-3, 0.98, 0.9, 3, "PongDeterministic-v4")
+    return next(pg_pong.train(pg_pong.new_run(settings), 1))
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path, trained):
     path = str(tmp_path / "save.p")
 
-    episodes = pg_pong.save(trained, path, 0)
+    pg_pong.save(trained, path, is_ours=True)
 
-    assert episodes == 1
     assert same(pg_pong.load(path), trained)
-
-
-def test_a_script_that_knows_nothing_of_us_plays_well_with_our_file(tmp_path):
-    """The shipped agent wins some of ten points. With scrambled weights, it would lose them all."""
-    run = pg_pong.load(str(SHIPPED))
-    pg_pong.save(run, str(tmp_path / "save.p"), 0)
-
-    stranger = subprocess.run([sys.executable, TESTS / "stranger.py"], cwd=tmp_path,
-                              env=ENVIRONMENT, capture_output=True, text=True)
-
-    assert stranger.returncode == 0, stranger.stderr
-    assert int(stranger.stdout) > -5
 
 
 def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monkeypatch):
@@ -535,45 +420,47 @@ def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monke
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
 
-    pg_pong.save(trained, str(path), 0)
+    pg_pong.save(trained, str(path), is_ours=True)
 
     size = path.stat().st_size
     assert seen == [f"{size} bytes to the disk beside b'old'", "b'old' replaced"]
 
 
-def test_an_old_file_is_kept_also_where_the_file_system_has_no_links(
-        tmp_path, trained, monkeypatch):
-    path = tmp_path / "save.p"
-    path.write_bytes(b"old")
+def test_a_script_that_knows_nothing_of_us_plays_well_with_our_file(tmp_path):
+    """The shipped agent wins some of ten points. With scrambled weights, it would lose them all."""
+    run = pg_pong.load(str(SHIPPED))
+    pg_pong.save(run, str(tmp_path / "save.p"), is_ours=True)
 
-    def link(*names):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    stranger = subprocess.run([sys.executable, TESTS / "stranger.py"], cwd=tmp_path,
+                              env=ENVIRONMENT, capture_output=True, text=True)
 
-    monkeypatch.setattr(os, "link", link)
-
-    pg_pong.save(trained, str(path), 0)
-
-    assert (tmp_path / "save.p.1").read_bytes() == b"old"
-    assert same(pg_pong.load(str(path)), trained)
+    assert stranger.returncode == 0, stranger.stderr
+    assert int(stranger.stdout) > -5
 
 
 # ---- and where
 
-def test_another_runs_file_is_kept_and_our_own_is_replaced(trainer):
-    """Under the first name that is free, and a link that leads nowhere takes a name, too."""
-    for name in ["save.p", "save.p.1", "save.p.3"]:
+def test_another_runs_file_is_kept_and_the_last_line_names_the_command_that_goes_on(trainer):
+    """It is kept under the first name that is free, and a link that leads nowhere takes one, too.
+    Our own file is replaced, both by the run that made it and by the one that goes on."""
+    for name in ["my run", "my run.1", "my run.3"]:
         (trainer.folder / name).write_text(f"once {name}")
-    (trainer.folder / "save.p.2").symlink_to("nowhere")
+    (trainer.folder / "my run.2").symlink_to("nowhere")
+    path = trainer.folder / "my run"
 
-    result = trainer("--batch-size", 2, "--episodes", 6, patched="saves_often")
+    first = trainer("--batch-size", 1, "--episodes", 3, "--save", path, patched="saves_often")
+    _, command = first.err.split("holds 3 episodes; go on with ")
+    second = trainer(*shlex.split(command), "--episodes", 4)
 
-    assert result.err.count(f"the old {trainer.save} is now {trainer.save}.4\n") == 1
-    assert trainer.names() == ["save.p", "save.p.1", "save.p.2", "save.p.3", "save.p.4"]
-    assert len(trainer.load()[1]["scores"]) == 6
-    assert (trainer.folder / "save.p.4").read_text() == "once save.p"
-    assert (trainer.folder / "save.p.1").read_text() == "once save.p.1"
-    assert (trainer.folder / "save.p.3").read_text() == "once save.p.3"
-    assert os.readlink(trainer.folder / "save.p.2") == "nowhere"
+    assert first.err.count(f"the old {path} is now {path}.4\n") == 1
+    assert "the old" not in second.err
+    names = ["my run", "my run.1", "my run.2", "my run.3", "my run.4", "my run.lock"]
+    assert trainer.names() == names
+    assert len(trainer.load("my run")[1]["scores"]) == 4
+    assert (trainer.folder / "my run.4").read_text() == "once my run"
+    assert (trainer.folder / "my run.1").read_text() == "once my run.1"
+    assert (trainer.folder / "my run.3").read_text() == "once my run.3"
+    assert os.readlink(trainer.folder / "my run.2") == "nowhere"
 
 
 def test_a_start_by_mistake_leaves_the_file_that_is_there(trainer):
@@ -589,63 +476,36 @@ def test_a_start_by_mistake_leaves_the_file_that_is_there(trainer):
     assert trainer.names() == ["save.p"]
 
 
-def test_a_link_stays_a_link_and_what_it_points_to_is_replaced(trainer, saved):
-    real = trainer.folder / "real.p"
-    real.write_bytes(saved)
-    trainer.save.symlink_to(real)
-
-    trainer("--resume", "--episodes", 4)
-
-    assert trainer.save.is_symlink()
-    assert len(trainer.load("real.p")[1]["scores"]) == 4
-    assert trainer.names() == ["real.p", "real.p.lock", "save.p"]
-
-
-def test_the_last_line_names_the_command_that_goes_on(trainer):
-    first = trainer(*ONE_BATCH, "--save", "other name.p")
-    _, flags = first.err.split("go on with ")
-
-    trainer(*shlex.split(flags), "--episodes", 4)
-
-    assert len(trainer.load("other name.p")[1]["scores"]) == 4
-    assert trainer.names() == ["other name.p", "other name.p.lock"]
-
-
-def test_a_second_trainer_on_a_file_is_refused_also_through_a_link(trainer):
+def test_a_second_trainer_on_a_file_is_refused_even_if_it_comes_by_a_link(trainer):
     (trainer.folder / "link.p").symlink_to("save.p")
-    first = trainer.start()
+    first = trainer.start("--batch-size", 100, "--workers", 1)
     read_until(first, "Learning")
 
-    second = trainer(*ONE_BATCH, status=2)
-    third = trainer("--save", "link.p", *ONE_BATCH, status=2)
+    second = trainer("--save", "link.p", *ONE_BATCH, status=1)
     stop(first)
 
-    words = f"pg_pong.py: another process is training on {trainer.save}; use another --save\n"
-    assert second.err == words
-    assert third.err == words
+    words = f"another process is training on {trainer.save}; use another --save"
+    assert second.out == ""
+    assert second.err == f"pg_pong.py: {words}\n"
 
 
-def test_what_a_killed_trainer_leaves_is_in_nobodys_way(trainer):
+def test_what_a_killed_trainer_leaves_is_in_nobodys_way_and_a_link_stays_a_link(trainer, saved):
     """A lock, and half a save."""
-    first = trainer.start()
+    trainer.save.write_bytes(saved)
+    (trainer.folder / "link.p").symlink_to("save.p")
+    first = trainer.start("--resume", "--workers", 1)
     read_until(first, "Learning")
     first.kill()
     finish(first)
     assert (trainer.folder / "save.p.lock").exists()
     (trainer.folder / "save.p.tmp").write_bytes(b"half")
 
-    trainer(*ONE_BATCH)
+    trainer("--resume", "--save", "link.p", "--batch-size", 1, "--episodes", 3)
 
-    assert trainer.names() == ["save.p"]
-    assert len(trainer.load()[1]["scores"]) == 2
-
-
-def test_where_the_file_system_has_no_locks_it_trains_and_says_so_once(trainer):
-    result = trainer("--batch-size", 2, "--episodes", 4, patched="no_locks")
-
-    assert result.err.count("cannot lock") == 1
-    assert "another process" not in result.err
-    assert len(trainer.load()[1]["scores"]) == 4
+    assert (trainer.folder / "link.p").is_symlink()
+    assert not trainer.save.is_symlink()
+    assert len(trainer.load()[1]["scores"]) == 3
+    assert trainer.names() == ["link.p", "save.p"]
 
 
 def obey_permissions():
@@ -655,10 +515,10 @@ def obey_permissions():
         ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)  # only root has them to drop
 
 
-def test_a_folder_that_may_not_be_written_is_refused_before_the_first_episode(trainer):
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_first_episode(trainer):
     trainer.folder.chmod(0o555)
 
-    result = trainer(*ONE_BATCH, status=2, preexec_fn=obey_permissions)
+    result = trainer(*ONE_BATCH, status=1, preexec_fn=obey_permissions)
     trainer.folder.chmod(0o755)
 
     assert result.out == ""
@@ -666,31 +526,55 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_first_episode(tr
     assert os.listdir(trainer.folder) == []
 
 
-def test_a_file_that_may_not_be_read_is_refused_and_stays(trainer, saved):
-    trainer.save.write_bytes(saved)
-    trainer.save.chmod(0)
+def test_what_is_not_there_is_named_with_its_absolute_path(trainer):
+    """A file to read, or a folder to save to."""
+    for flags in [["--resume"], ["--eval", 2]]:
+        missing = trainer(*flags, "--save", "other.p", status=1)
+        path = trainer.folder / "other.p"
+        assert missing.err == f"pg_pong.py: [Errno 2] No such file or directory: '{path}'\n"
 
-    result = trainer("--resume", "--episodes", 4, status=2, preexec_fn=obey_permissions)
-    trainer.save.chmod(0o644)
+    nowhere = trainer(*ONE_BATCH, "--save", "nowhere/save.p", status=1)
 
-    assert result.out == ""
-    assert re.fullmatch(f"pg_pong.py: .*{trainer.save}.*\n", result.err)
-    assert trainer.save.read_bytes() == saved
-    assert trainer.names() == ["save.p"]
+    assert nowhere.out == ""
+    path = trainer.folder / "nowhere" / "save.p"
+    assert re.fullmatch(f"pg_pong.py: .*No such file or directory: '{path}.*\n", nowhere.err)
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_regular_file_is_not_replaced_by_one(trainer, make):
+def test_what_is_no_regular_file_is_not_replaced_by_one(trainer):
     """As /dev/null could be, if root trains."""
-    make(trainer.save)
-    before = trainer.save.stat().st_mode
+    for make in [os.mkdir, os.mkfifo]:
+        path = trainer.folder / make.__name__
+        make(path)
+        before = path.stat().st_mode
 
-    result = trainer(*ONE_BATCH, status=2)
+        result = trainer(*ONE_BATCH, "--save", path, status=1)
 
-    assert result.out == ""
-    assert result.err == f"pg_pong.py: {trainer.save} is no regular file; use another --save\n"
-    assert trainer.save.stat().st_mode == before
-    assert trainer.names() == ["save.p"]
+        assert result.out == ""
+        assert result.err == f"pg_pong.py: {path} is no regular file; use another --save\n"
+        assert path.stat().st_mode == before
+    assert trainer.names() == ["mkdir", "mkfifo"]
+
+
+def test_a_save_that_is_given_to_watch_or_plot_is_not_drawn_over(trainer, saved):
+    trainer.save.write_bytes(saved)
+
+    for flag in ["--watch", "--plot"]:
+        result = trainer(flag, "save.p", status=2)
+
+        assert "error: save.p" in result.err
+        assert "--save" in result.err.split("error: ")[1]
+        assert trainer.save.read_bytes() == saved
+
+
+def test_eval_prints_its_score_in_a_folder_whose_name_the_terminal_cannot_show(tmp_path, saved):
+    folder = tmp_path / "Понг"
+    folder.mkdir()
+    trainer = Trainer(folder)
+    trainer.save.write_bytes(saved)
+
+    result = trainer("--eval", 2, env=ENVIRONMENT | {"PYTHONIOENCODING": "cp1252"})
+
+    assert "mean score" in result.out
 
 
 # ---- when a save fails
@@ -703,62 +587,77 @@ def fill_disk():
 def test_a_full_disk_is_found_before_the_first_episode(trainer, saved):
     trainer.save.write_bytes(saved)
 
-    result = trainer("--resume", "--episodes", 4, status=2, preexec_fn=fill_disk)
+    result = trainer("--resume", "--episodes", 4, status=1, preexec_fn=fill_disk)
 
     assert result.out == ""
-    assert re.fullmatch(f"pg_pong.py: cannot save to {trainer.save}: .+\n", result.err)
+    assert re.fullmatch("pg_pong.py: .*File too large.*\n", result.err)
     assert trainer.save.read_bytes() == saved
     assert trainer.names() == ["save.p"]
 
 
 def test_a_save_that_failed_is_tried_again(trainer, saved):
     trainer.save.write_bytes(saved)
-    environment = ENVIRONMENT | {"FULL_UNTIL": "8"}
+    environment = ENVIRONMENT | {"FULL_UNTIL": "6"}
 
-    result = trainer("--resume", "--episodes", 10, patched="full_disk", env=environment)
+    result = trainer("--resume", "--batch-size", 1, "--episodes", 6,
+                     patched="saves_often full_disk", env=environment)
 
-    assert result.err.count("cannot save to") == 2  # after episodes 4 and 6
-    assert result.err.endswith("holds 10 episodes; go on with --resume\n")
-    assert len(trainer.load()[1]["scores"]) == 10
+    assert result.err.count("cannot save") == 2  # after episode 4 and, at once, after episode 5
+    assert "holds 6 episodes; go on with" in result.err
+    assert len(trainer.load()[1]["scores"]) == 6
     assert trainer.names() == ["save.p"]
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--resume"], "holds 2 episodes; go on with --resume\n"),
-    (["--batch-size", 2], "nothing was saved\n")], ids=["our own file", "another run's file"])
-def test_a_disk_that_stays_full_leaves_the_old_file_and_the_run_says_so(
-        trainer, saved, flags, words):
+def test_a_disk_that_stays_full_leaves_the_old_file_and_the_run_says_so(trainer, saved):
     trainer.save.write_bytes(saved)
     environment = ENVIRONMENT | {"FULL_UNTIL": "1000"}
 
-    result = trainer(*flags, "--episodes", 6, patched="full_disk", env=environment, status=1)
+    result = trainer("--resume", "--batch-size", 1, "--episodes", 3,
+                     patched="full_disk", env=environment, status=1)
 
-    assert "cannot save to" in result.err
-    assert result.err.endswith(words)
+    assert "cannot save" in result.err
+    assert "holds 2 episodes; go on with" in result.err
     assert trainer.save.read_bytes() == saved
     assert trainer.names() == ["save.p"]
 
 
-@pytest.mark.parametrize("place, number", [
-    ("model", "nan"), ("mean_square", "inf")])
-def test_a_run_that_diverges_ends_and_what_is_saved_is_from_before(trainer, place, number):
-    environment = ENVIRONMENT | {"UPDATE": "2", "PLACE": place, "NUMBER": number}
-
-    result = trainer("--batch-size", 2, "--episodes", 6, patched="diverges", env=environment,
-                     status=2)
+def test_a_run_that_diverges_ends_and_what_is_saved_is_from_before(trainer):
+    result = trainer("--batch-size", 1, "--episodes", 3, patched="diverges", status=1)
 
     assert result.err.count("the weights became infinite or NaN") == 1
-    assert len(pg_pong.load(str(trainer.save)).scores) == 2
+    assert "holds 1 episodes; go on with" in result.err
+    assert len(pg_pong.load(str(trainer.save)).scores) == 1
     assert trainer.names() == ["save.p"]
 
 
-def test_a_run_that_diverges_at_once_leaves_the_file_that_is_there(trainer):
-    trainer.save.write_bytes(b"a long night")
-    environment = ENVIRONMENT | {"UPDATE": "1", "PLACE": "model", "NUMBER": "nan"}
+# ---- the save.p that comes with the script
 
-    result = trainer("--batch-size", 2, "--episodes", 6, patched="diverges", env=environment,
-                     status=2)
+@pytest.fixture
+def shipped(trainer):
+    """A trainer in whose folder the shipped file lies."""
+    shutil.copy(SHIPPED, trainer.save)
+    return trainer
 
-    assert "nothing was saved" in result.err
-    assert trainer.save.read_bytes() == b"a long night"
-    assert trainer.names() == ["save.p"]
+
+def test_the_shipped_agent_beats_the_game(shipped):
+    """It was measured at +7.94 over 800 episodes, so the mean of 3 has a standard error of 2.8."""
+    result = shipped("--eval", 3)
+
+    mean = re.search(r"mean score ([+-]\d+\.\d\d)", result.out)[1]
+    assert float(mean) > 0
+
+
+def test_the_shipped_run_goes_on_and_is_saved_in_the_format_of_now(shipped):
+    before = pg_pong.load(str(shipped.save))
+
+    shipped("--resume", "--batch-size", 1, "--episodes", len(before.scores) + 1)
+
+    after = pg_pong.load(str(shipped.save))
+    model, rest = shipped.load()
+    assert after.scores[:-1] == before.scores
+    assert len(after.scores) == len(before.scores) + 1
+    assert after.scores[-1] > -10  # it plays like the agent that was shipped
+    assert after.steps > before.steps
+    assert not same(after.model, before.model)
+    assert shipped.save.read_bytes() == file_of(model, rest)
+    assert shipped.names() == ["save.p"]

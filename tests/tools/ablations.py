@@ -1,106 +1,162 @@
 """What is each idea of the post worth? Train variants of the algorithm, and print a table.
 
     python tests/tools/ablations.py [--only NAME...] [--episodes 1000] [--seeds 0 1 2]
-                                    [--folder runs/ablations] [--processes 2]
+                                    [--folder runs/ablations] [--processes 2] [--plot FILE.png]
 
-A variant is pg_pong.py, cut where the algorithm ends, with a few lines changed. Each run has a
-process of its own, and is saved to the folder every 100 episodes. Ctrl-C ends it, and the same
-command goes on from there. To see the lines that a variant changes, read VARIANTS.
+A variant is pg_pong.py, cut where the algorithm ends, with other settings or with a function
+replaced. VARIANTS says which. Each run has a process of its own, and is saved to the folder every
+100 episodes. Ctrl-C ends it, and the same command goes on from there. When all runs are done, the
+same command only prints the table again, and --plot draws its last column.
 
-A change of pg_pong.py is not noticed: then begin with an empty folder.
+The tool does not notice when pg_pong.py changes: begin with an empty folder then.
 """
 import argparse
+import functools
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
 import types
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import pg_pong
+import numpy as np
+from pg_pong import Settings
 
 END = "# Here the algorithm ends."
 COLUMNS = [500, 1000]    # episodes: of the table
+UNTRAINED = -20.4        # mean score of 600 games with first weights
 
-OVER_THE_BATCH = """
-    episodes = [episode_gradient(model, seed, gamma) for seed in seeds]
-    returns = [discount_rewards(rewards, gamma) for _, rewards in episodes]
+
+# ---- what the variants put in the place of functions of the algorithm
+
+def undivided(returns):
+    return returns
+
+
+def divided_alone(returns):
+    return returns / (returns.std() or 1)
+
+
+def won_alone(returns):
+    return np.maximum(returns, 0)
+
+
+def discount_without_reset(rewards, gamma):
+    """Each return counts all later points of the episode."""
+    returns = np.zeros(len(rewards))
+    running = 0.0
+    for t in reversed(range(len(rewards))):
+        running = rewards[t] + gamma * running
+        returns[t] = running
+    return returns
+
+
+def train_by_batch(run, episodes):
+    return pg_pong.train(run, episodes, gradients_by_batch)
+
+
+def gradients_by_batch(model, seeds, settings):
+    """The returns are standardized over the batch, so all of it is played before the gradients."""
+    batch = [play(model, seed, settings) for seed in seeds]
+    returns = [pg_pong.discount_rewards(rewards, settings.gamma) for *_, rewards in batch]
     mean = np.concatenate(returns).mean()
     deviation = np.concatenate(returns).std()
-    for (played, rewards), own_returns in zip(episodes, returns):
-        xs, hs, dlogits = played
+    for (xs, hs, dlogP_dlogits, rewards), own_returns in zip(batch, returns):
         advantages = (own_returns - mean) / deviation
-        dlogits = (dlogits * advantages).astype(np.float32)
-        yield policy_backward(model, xs, hs, dlogits), rewards
-"""
+        dJ_dlogits = (dlogP_dlogits * advantages).astype(np.float32)
+        yield pg_pong.policy_backward(model, xs, hs, dJ_dlogits), rewards
 
-ADVANTAGES = "(returns - returns.mean()) / deviation"
-DIFFERENCE = "x = picture - previous "
-RMSPROP = "learning_rate * g / (np.sqrt(next_mean_square[k]) + 1e-5)"
 
-VARIANTS = {  # name: pairs of what stands once in the algorithm, and what replaces it
-    "as it is": [],
-    "rate 1e-4": [
-        ("learning_rate: float = 1e-3", "learning_rate: float = 1e-4")],
-    "returns as they are": [
-        (ADVANTAGES, "returns")],
-    "mean not subtracted": [
-        (ADVANTAGES, "returns / deviation")],
-    "standardized over the batch": [
-        ("advantages = standardize(discount_rewards(rewards, gamma))", "advantages = 1"),
-        ("dlogits = (np.array(dlogits) * advantages).astype(np.float32)", "pass"),
-        ("return policy_backward(model, xs, np.array(hs), dlogits), rewards",
-         "return (xs, np.array(hs), np.array(dlogits)), rewards"),
-        ("    for seed in seeds:\n        yield episode_gradient(model, seed, gamma)\n",
-         OVER_THE_BATCH)],
-    "won points alone": [
-        (ADVANTAGES, "np.maximum(returns, 0)")],
-    "no reset at points": [
-        ("running = 0.0  # a point ends", "pass  # a point ends")],
-    "gamma 0.9": [
-        ("gamma: float = 0.99 ", "gamma: float = 0.9 ")],
-    "gamma 1": [
-        ("gamma: float = 0.99 ", "gamma: float = 1.0 ")],
-    "one picture": [
-        (DIFFERENCE, "x = picture ")],
-    "two pictures": [
-        ("D = 80 * 80 ", "D = 2 * 80 * 80 "),
-        (DIFFERENCE, "x = np.concatenate([picture, previous]) ")],
-    "plain ascent, rate 1e-2": [
-        (RMSPROP, "1e-2 * g")],
-    "plain ascent, rate 1e-3": [
-        (RMSPROP, "1e-3 * g")],
-    "plain ascent, rate 1e-4": [
-        (RMSPROP, "1e-4 * g")],
-    "batch of 1": [
-        ("batch_size: int = 10 ", "batch_size: int = 1 ")],
-    "batch of 50": [
-        ("batch_size: int = 10 ", "batch_size: int = 50 ")],
-    "likelier action, not sampled": [
-        ("goes_up = rng.random() < p ", "goes_up = p > 0.5 ")],
-    "four frames, none sticky": [
-        ("range(self.rng.integers(2, 5))", "range(4)"),
-        ("sticky = self.rng.random() < 0.25", "sticky = False")],
+def play(model, seed, settings):
+    """An episode: inputs, hidden layers, derivatives of log P(action), and rewards."""
+    game = pg_pong.get_game(settings.game)
+    steps = pg_pong.rollout(game, model, np.random.default_rng(seed))
+    xs, hs, ps, ups, rewards = zip(*steps)
+    return xs, np.array(hs), np.array(ups) - np.array(ps), rewards
+
+
+def rollout_of(see, game, model, rng):
+    """As rollout, but the network's input is see(picture, previous)."""
+    picture = game.reset(rng)
+    previous = picture
+    over = False
+    while not over:
+        x = see(picture, previous)
+        p, h = pg_pong.policy_forward(model, x)
+        goes_up = rng.random() < p
+        previous = picture
+        picture, reward, over = game.step(pg_pong.UP if goes_up else pg_pong.DOWN)
+        yield x, h, p, goes_up, reward
+
+
+def see_one(picture, previous):
+    return picture
+
+
+def see_two(picture, previous):
+    return np.concatenate([picture, previous])
+
+
+def ascend(rate, model, mean_square, gradient, *_):
+    """In the place of rmsprop: plain gradient ascent, which needs no mean_square."""
+    next_model = {k: model[k] + rate * g for k, g in gradient.items()}
+    return next_model, mean_square
+
+
+rollout_of_one = functools.partial(rollout_of, see_one)
+rollout_of_two = functools.partial(rollout_of, see_two)
+greedy_rollout = functools.partial(pg_pong.rollout, greedy=True)
+
+VARIANTS = {  # name: other settings, or what is put in the place of a name of the algorithm
+    "as it is": {},
+    "rate 1e-4": {"learning_rate": 1e-4},
+    "returns as they are": {"standardize": undivided},
+    "mean not subtracted": {"standardize": divided_alone},
+    "standardized over the batch": {"train": train_by_batch},
+    "won points alone": {"standardize": won_alone},
+    "no reset at points": {"discount_rewards": discount_without_reset},
+    "gamma 0.9": {"gamma": 0.9},
+    "gamma 1": {"gamma": 1.0},
+    "one picture": {"rollout": rollout_of_one},
+    "two pictures": {"rollout": rollout_of_two, "D": 2 * pg_pong.D},
+    "plain ascent, rate 1e-2": {"rmsprop": functools.partial(ascend, 1e-2)},
+    "plain ascent, rate 1e-3": {"rmsprop": functools.partial(ascend, 1e-3)},
+    "plain ascent, rate 1e-4": {"rmsprop": functools.partial(ascend, 1e-4)},
+    "batch of 1": {"batch_size": 1},
+    "batch of 50": {"batch_size": 50},
+    "likelier action, not sampled": {"rollout": greedy_rollout},
+    "none sticky, 2 to 4 frames": {"game": "Pong-v4"},
+    "four frames, sticky": {"game": "ALE/Pong-v5"},
+    "four frames, none sticky": {"game": "PongDeterministic-v4"},
 }
 
 
-def source(name):
-    """The text of pg_pong.py down to where the algorithm ends, with the edits of a variant."""
-    text = (ROOT / "pg_pong.py").read_text().partition(END)[0]
-    for old, new in VARIANTS[name]:
-        if text.count(old) != 1:
-            sys.exit(f"ablations.py: of {name}: not once in the algorithm: {old}")
-        text = text.replace(old, new)
-    return text
+# ---- training
+
+def build(name, seed):
+    """A variant: the algorithm as a module, and its settings."""
+    text, line, _ = (ROOT / "pg_pong.py").read_text().partition(END)
+    if not line:
+        sys.exit(f"ablations.py: there is no line {END}")
+    algorithm = types.ModuleType("variant")
+    exec(compile(text, name, "exec"), vars(algorithm))
+    settings = algorithm.Settings(seed=seed)
+    for key, value in VARIANTS[name].items():
+        if key in Settings._fields:
+            settings = settings._replace(**{key: value})
+        else:
+            change(algorithm, key, value)
+    return algorithm, settings
 
 
-def build(name):
-    """A variant as a module."""
-    module = types.ModuleType("variant")
-    exec(compile(source(name), name, "exec"), vars(module))
-    return module
+def change(algorithm, name, value):
+    getattr(algorithm, name)  # raises if the algorithm has nothing of this name
+    setattr(algorithm, name, value)
 
 
 def file_of(folder, name, seed):
@@ -125,31 +181,32 @@ def learn(job):
     """Train a variant, or go on with it, and save it along the way."""
     folder, name, seed, episodes = job
     file = file_of(folder, name, seed)
-    module = build(name)
-    settings = module.Settings(seed=seed)
+    algorithm, settings = build(name, seed)
     if file.exists():
-        run = module.Run(settings, **read(file))
+        run = algorithm.Run(settings, **read(file))
     else:
-        run = module.new_run(settings)
+        run = algorithm.new_run(settings)
     saved = len(run.scores)
-    for run in module.train(run, episodes):
+    for run in algorithm.train(run, episodes):
         done = len(run.scores)
-        if done // pg_pong.SAVE_EVERY > saved // pg_pong.SAVE_EVERY or done >= episodes:
+        if done >= saved + pg_pong.SAVE_EVERY or done >= episodes:
             write(file, run)
             saved = done
             mean = pg_pong.running_means(run.scores)[-1]
             print(f"{name}, seed {seed}: {done} episodes, {mean:+.2f}", file=sys.stderr, flush=True)
 
 
-def running_means(folder, name, seed):
-    """Of what a run has so far: a list, which is empty if it has not begun."""
-    file = file_of(folder, name, seed)
-    return pg_pong.running_means(read(file)["scores"]) if file.exists() else []
+# ---- table and picture
 
-
-def cell(curves, episodes):
-    """The running means of the runs that are so far, as text."""
-    return ", ".join(f"{curve[episodes - 1]:+.1f}" for curve in curves if len(curve) >= episodes)
+def means_after(args, name, episodes):
+    """The running means after so many episodes, of the runs that have got so far."""
+    means = []
+    for seed in args.seeds:
+        file = file_of(args.folder, name, seed)
+        scores = read(file)["scores"] if file.exists() else []
+        if len(scores) >= episodes:
+            means.append(pg_pong.running_means(scores)[episodes - 1])
+    return means
 
 
 def print_table(args):
@@ -157,9 +214,41 @@ def print_table(args):
     print("| variant |", " | ".join(f"{n:,}" for n in columns), "|")
     print("|---" * (1 + len(columns)) + "|")
     for name in args.only:
-        curves = [running_means(args.folder, name, seed) for seed in args.seeds]
-        print("|", name, "|", " | ".join(cell(curves, n) for n in columns), "|")
+        cells = []
+        for n in columns:
+            cells.append(", ".join(f"{mean:+.1f}" for mean in means_after(args, name, n)))
+        print("|", name, "|", " | ".join(cells), "|")
 
+
+def draw(args):
+    """A row for each variant, the best on top: a dot for each seed, and a bar for the median."""
+    from matplotlib.figure import Figure
+    means = {name: means_after(args, name, args.episodes) for name in args.only}
+    names = [name for name in means if means[name]]
+    names.sort(key=lambda name: median(means[name]))
+    figure = Figure(figsize=(9, 1.5 + 0.29 * len(names)), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"running mean of the score after {args.episodes:,} episodes")
+    for row, name in enumerate(names):
+        color = "tab:red" if name == "as it is" else "tab:blue"
+        axes.plot(means[name], [row] * len(means[name]), "o", color=color, alpha=0.7, ms=6)
+        axes.plot(median(means[name]), row, "|", color=color, ms=17, mew=3)
+    as_it_is = means.get("as it is")
+    if as_it_is:
+        axes.axvspan(min(as_it_is), max(as_it_is), color="tab:red", alpha=0.13, lw=0,
+                     label="range of “as it is”")
+    axes.axvline(UNTRAINED, color="black", lw=1, ls="--", label=f"untrained: {UNTRAINED}")
+    axes.plot([], [], "o", color="tab:blue", alpha=0.7, label="a seed")
+    axes.plot([], [], "|", color="tab:blue", ms=12, mew=3, label="the median")
+    axes.set_yticks(range(len(names)), names)
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == "as it is" else "normal")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(args.plot, dpi=100)
+
+
+# ---- command line
 
 def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -170,14 +259,15 @@ def parse_flags():
     add("--episodes", type=int, default=1000)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--folder", type=Path, default=ROOT / "runs" / "ablations")
-    add("--processes", type=int, default=pg_pong.core_count(), help="runs at a time")
+    add("--processes", type=int, default=os.cpu_count(), help="runs at a time")
+    add("--plot", metavar="FILE.png", help="draw the last column, too")
     return parser.parse_args()
 
 
 def main():
     args = parse_flags()
     for name in VARIANTS:
-        build(name)  # so that an edit that no longer fits is found before the first hour
+        build(name, seed=0)  # so that a change that no longer fits is found before the first hour
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = [(args.folder, name, seed, args.episodes) for seed in args.seeds for name in args.only]
     ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
@@ -186,6 +276,8 @@ def main():
         for _ in pool.imap_unordered(learn, jobs):
             pass
     print_table(args)
+    if args.plot:
+        draw(args)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@
     python tests/tools/bench.py [--rounds 5] [--episodes 100] [--workers 1 2]
                                 [--save save.p] [--against older.py]
 
-Machines are shared and their clocks wander, so only ratios within one run mean anything: the
-medians over the rounds. Starting up and the first batch do not count. Each round plays the same
-games: those of a run's beginning or, if a saved run is given, those that come after it.
+Prints a line for each round, with the steps per second of all that is compared, and then, for each
+number of workers, the ratios between them: the medians over the rounds. Machines are shared and
+their clocks wander, so only these ratios mean anything. Starting up and the first batch do not
+count. The exit status is 0, or 1 if a trainer fails, and then what it wrote to stderr is shown.
+
+Each round plays the same games: those of a run's beginning or, if a saved run is given, those that
+come after it. (The textbook loop always plays the beginning of a run of Pong-v0.)
 """
 import argparse
 import itertools
@@ -23,47 +27,55 @@ from statistics import median
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "pg_pong.py"
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-import pg_pong
 import numpy as np
+import pg_pong
 import textbook
 
 BATCH_SIZE = 10    # episodes
 
 
-def bare(seconds):
+def bare(game, seconds):
     """Steps/s of the emulator with random actions, if nobody looks at the screen."""
-    game = pg_pong.Pong()
+    pong = pg_pong.Pong(game)
     rng = np.random.default_rng(0)
-    game.reset(rng)
+    pong.reset(rng)
     steps = 0
     began = time.perf_counter()
     elapsed = 0
     while elapsed < seconds:
-        if game.ale.game_over():
-            game.reset(rng)
+        if pong.ale.game_over():
+            pong.reset(rng)
         action = pg_pong.UP if rng.random() < 0.5 else pg_pong.DOWN
-        blind_step(game, action)
+        blind_step(pong, action)
         steps += 1
         elapsed = time.perf_counter() - began
     return steps / elapsed
 
 
-def blind_step(game, action):
+def blind_step(pong, action):
     """What Pong.step does, but without a picture of the screen."""
-    for _ in range(game.rng.integers(2, 5)):
-        sticky = game.rng.random() < 0.25
-        if not sticky:
-            game.last_action = action
-        game.ale.act(game.last_action)
+    for _ in range(pong.rng.integers(pong.least, pong.most + 1)):
+        sticks = pong.rng.random() < pong.stickiness
+        if not sticks:
+            pong.last_action = action
+        pong.ale.act(pong.last_action)
+
+
+def bare_emulators(game, count, seconds):
+    """Steps/s of several bare emulators at the same time, together."""
+    with multiprocessing.Pool(count) as pool:
+        rates = pool.starmap(bare, [(game, seconds)] * count, chunksize=1)
+    return sum(rates)
 
 
 def textbook_loop(episodes):
     """Steps/s of tests/textbook.py: RGB frames, dense, float64, one process."""
-    settings = pg_pong.Settings(batch_size=BATCH_SIZE, seed=0)
+    settings = pg_pong.Settings(batch_size=BATCH_SIZE)
     model = pg_pong.new_run(settings).model
     W1 = model["W1"].astype(np.float64)
     W2 = model["W2"].astype(np.float64)
-    learning = textbook.train(W1, W2, **settings._asdict())
+    _, learning_rate, gamma, decay_rate, seed, _ = settings
+    learning = textbook.train(W1, W2, seed, BATCH_SIZE, learning_rate, gamma, decay_rate)
     next(learning)    # starts the emulator
     steps = 0
     began = time.perf_counter()
@@ -95,34 +107,47 @@ def run_script(script, workers, episodes, save):
         else:
             flags += ["--seed", 0, "--learning-rate", 1e-3]
         flags += ["--episodes", episodes]
-        command = [sys.executable, script, *map(str, flags)]
-        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL)
-        times = []
-        for line in process.stdout:
-            if line.startswith("episode "):
-                times.append(time.perf_counter())
-        process.wait()
+        times = times_of_batches([sys.executable, script, *map(str, flags)])
         return times, counters(path)["steps"]
 
 
+def times_of_batches(command):
+    """Run a trainer to its end, and note when it reports a batch."""
+    times = []
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=errors)
+        for line in process.stdout:
+            if line.startswith("episode "):
+                times.append(time.perf_counter())
+        status = process.wait()
+        errors.seek(0)
+        if status != 0:
+            said = errors.read().strip()
+            sys.exit(f"bench.py: {command[1]} ended with status {status}: {said}")
+    return times
+
+
 def counters(path):
-    """What a save.p holds besides arrays: a dict with scores, steps and more."""
+    """What a save.p holds besides the model: a dict with settings, scores, steps and more."""
     with open(path, "rb") as f:
         pickle.load(f)    # the model
         rest = pickle.load(f)
-    if isinstance(rest, dict):    # as older scripts wrote it
+    if isinstance(rest, dict):
         return rest
-    return json.loads(rest[0])
+    return json.loads(rest[0])    # as older versions wrote it
+
+
+def game_of(save):
+    if not save:
+        return "Pong-v0"
+    return counters(save)["settings"].get("game", "Pong-v0")    # older versions had no other
 
 
 def play_round(args):
     """Returns a dict: the steps/s of all that is compared."""
     rates = {"textbook loop": textbook_loop(BATCH_SIZE)}
     for n in args.workers:
-        seconds = [args.episodes / 10] * n
-        with multiprocessing.Pool(n) as pool:
-            rates[f"bare emulator x{n}"] = sum(pool.map(bare, seconds, chunksize=1))
+        rates[f"bare emulator x{n}"] = bare_emulators(args.game, n, args.episodes / 10)
         rates[f"trainer x{n}"] = trainer(SCRIPT, n, args.episodes, args.save)
         if args.against:
             rates[f"older trainer x{n}"] = trainer(args.against, n, args.episodes, args.save)
@@ -135,16 +160,25 @@ def report(rounds, name, other):
     print(f"{name}: {ratio:.2f} times the {other}")
 
 
+def tens(text):
+    """A positive multiple of 10."""
+    number = int(text)
+    if number < BATCH_SIZE or number % BATCH_SIZE:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {BATCH_SIZE}")
+    return number
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--rounds", type=int, default=5)
-    add("--episodes", type=int, default=100,
+    add("--episodes", type=tens, default=100,
         help="per measurement of a trainer (default: 100)")
     add("--workers", type=int, nargs="+", default=[1, 2])
     add("--against", metavar="SCRIPT", help="an older version to compare with")
     add("--save", metavar="FILE", help="a run to go on with; take at least 60 episodes then")
     args = parser.parse_args()
+    args.game = game_of(args.save)
 
     rounds = []
     for number in range(1, args.rounds + 1):

@@ -1,11 +1,13 @@
-"""Draw how the agent learns: the same ten seconds, played by several saves of a run, as a GIF.
+"""Draw how the agent learns: the same ten seconds, played after more and more episodes, as a GIF.
 
     python tests/tools/learning.py FILE.gif [--seed 0] [--seconds 10] SAVE...
 
-Side by side are the untrained network that the first save's run began with, and then each save, all
-with the same random numbers. Above each game stands how many episodes the agent has learned from,
-and the running mean of its score by then. Below is its strongest neuron, in the same scale: a pixel
-that lights up where it is white speaks for UP, and where it is black, for DOWN.
+The saves are of one run, the earliest first; two or three fit well. Side by side are the untrained
+network that this run began with, and then each save, all playing the run's game with the same
+random numbers. Above each game stands how many episodes the agent has learned from, and the running
+mean of its score by then. Below is its strongest neuron, laid over the screen: what appears where
+it is white pushes the paddle up, and where it is black, down, all in one scale. It is blurred, so
+that single weights do not hide what they make together.
 """
 import argparse
 import sys
@@ -17,11 +19,15 @@ import numpy as np
 import pg_pong
 from PIL import Image, ImageDraw, ImageFont
 
-STEP = 0.05              # seconds that a step is shown, which is what 3 frames take
 PAUSE = 2                # seconds that the last step is shown
 WIDTH, GAP = 160, 8      # pixels: of the emulator's screen, and between two of them
-TOP, GAME = 40, 195      # pixels: height of the text, and of the screen as far as it is shown
+TOP, BOTTOM = 40, 26     # pixels: height of the text above the games, and below the neurons
+GAME = 210               # pixels: height of the screen
+NEURON = TOP + GAME + GAP                # where the neuron begins, and where it ends
+END = NEURON + WIDTH
 COLORS = 48
+BLUR = 1.5               # pixels of the network's picture: standard deviation of a gaussian
+NAMES = {"opponent": ("la", 4, (140, 65, 15)), "agent": ("ra", WIDTH - 4, (20, 105, 20))}
 
 
 class Agent(NamedTuple):
@@ -42,16 +48,16 @@ def trained(run):
     return Agent(run.model, f"{len(run.scores):,} episodes", f"mean score {score:+.1f}")
 
 
-def screens(model, seed, count):
-    """What an episode looks like, from its first serve on: (195, 160, 3) uint8 for each step."""
-    game = pg_pong.Pong()
-    rng = np.random.default_rng(seed)
+# ---- a game, and a neuron
+
+def screens(pong, model, seed, count):
+    """What an episode looks like, from its first serve on: (210, 160, 3) uint8 for each step."""
     served = False
     images = []
-    for _, _, _, picture in pg_pong.play(game, model, rng):
-        served = served or has_ball(picture)
+    for _ in pg_pong.rollout(pong, model, np.random.default_rng(seed)):
+        served = served or has_ball(pg_pong.prepro(pong.ale.getScreen()))
         if served:
-            images.append(game.ale.getScreenRGB()[:GAME])
+            images.append(pong.ale.getScreenRGB())
         if len(images) == count:
             break
     return images
@@ -63,41 +69,77 @@ def has_ball(picture):
 
 
 def strongest_neuron(model):
-    """What each pixel says through it, as large as the game: (160, 160) uint8."""
-    vote = pg_pong.strongest_neurons(model, 1)[0]
-    limit = np.percentile(np.abs(vote), 99.5)
-    vote = np.clip(vote / limit, -1, 1)
-    gray = np.uint8(np.round((vote + 1) / 2 * 15) * 17)  # 16 grays take less room in the file
+    """Where it pushes up and down, from 1 to -1: (80, 80), blurred."""
+    pushes = model["W1"] * model["W2"][:, np.newaxis]  # (200, 6400): positive for UP
+    strongest = np.linalg.norm(pushes, axis=1).argmax()
+    return blurred(pushes[strongest].reshape(80, 80))
+
+
+def strong_push(model):
+    """How strongly a pixel pushes of which there are only a few in its strongest neuron."""
+    return np.percentile(np.abs(strongest_neuron(model)), 99.5)
+
+
+def blurred(image):
+    """Each pixel becomes a mean of those around it, with the weights of a gaussian."""
+    distances = np.arange(80) - np.arange(80)[:, np.newaxis]
+    weights = np.exp(-distances**2 / (2 * BLUR**2))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights @ image @ weights.T
+
+
+def gray_of(neuron, limit):
+    """As large as the game: (160, 160) uint8."""
+    push = np.clip(neuron / limit, -1, 1)
+    gray = np.uint8(np.round((push + 1) / 2 * 15) * 17)  # 16 grays take less room in the file
     return gray.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def frame(agent):
+# ---- the picture
+
+def frame(agent, limit):
     """What stays: the text, the neuron, and a gap on the right. There is room for the game."""
-    image = Image.new("RGB", (WIDTH + GAP, TOP + GAME + GAP + WIDTH), "white")
-    draw = ImageDraw.Draw(image)
+    image = Image.new("RGB", (WIDTH + GAP, END + BOTTOM), "white")
+    canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(16)
     for line, text in enumerate([agent.title, agent.score]):
-        draw.text((WIDTH / 2, 19 * line), text, "black", font, anchor="ma")
-    image.paste(Image.fromarray(strongest_neuron(agent.model)), (0, TOP + GAME + GAP))
+        canvas.text((WIDTH / 2, 19 * line), text, "black", font, anchor="ma")
+    gray = gray_of(strongest_neuron(agent.model), limit)
+    image.paste(Image.fromarray(gray), (0, NEURON))
     return np.array(image)
 
 
-def draw(agents, seed, count):
+def draw(agents, game, seed, count):
     """An image for each step."""
-    frames = [frame(agent) for agent in agents]
-    games = [screens(agent.model, seed, count) for agent in agents]
+    pong = pg_pong.Pong(game)
+    limit = max(strong_push(agent.model) for agent in agents)
+    frames = [frame(agent, limit) for agent in agents]
+    games = [screens(pong, agent.model, seed, count) for agent in agents]
     for step in zip(*games):
         for column, screen in zip(frames, step):
             column[TOP:TOP + GAME, :WIDTH] = screen
-        yield Image.fromarray(np.hstack(frames)[:, :-GAP])
+        yield labelled(Image.fromarray(np.hstack(frames)[:, :-GAP]), len(frames))
 
 
-def write(file, images):
+def labelled(image, count):
+    """With the names of the paddles on the wall below each game, and a legend for the neurons."""
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(13)
+    for panel in range(count):
+        left = panel * (WIDTH + GAP)
+        for name, (anchor, x, color) in NAMES.items():
+            canvas.text((left + x, TOP + 194), name, color, font, anchor)
+    legend = "white pushes up, black pushes down"
+    canvas.text((image.width / 2, END + 5), legend, "black", ImageFont.load_default(15), "ma")
+    return image
+
+
+def write(file, images, seconds_per_step):
     """All images with the colors of the last, in which everything has appeared."""
     palette = images[-1].quantize(COLORS)
     first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE)
                       for image in images]
-    durations = [1000 * STEP] * len(others) + [1000 * PAUSE]  # milliseconds
+    durations = [1000 * seconds_per_step] * len(others) + [1000 * PAUSE]  # milliseconds
     first.save(file, save_all=True, append_images=others, loop=0, duration=durations)
 
 
@@ -109,8 +151,14 @@ def main():
     parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
     runs = [pg_pong.load(save) for save in args.saves]
+    settings = runs[0].settings
+    if any(run.settings[-2:] != settings[-2:] for run in runs):  # seed and game
+        parser.error("these are saves of different runs")
     agents = [untrained(runs[0])] + [trained(run) for run in runs]
-    write(args.file, list(draw(agents, args.seed, round(args.seconds / STEP))))
+    least, most, _ = pg_pong.GAMES[settings.game]
+    pace = (least + most) / 2 / 60  # seconds per step: a second has 60 frames
+    images = list(draw(agents, settings.game, args.seed, round(args.seconds / pace)))
+    write(args.file, images, pace)
 
 
 if __name__ == "__main__":
