@@ -174,11 +174,11 @@ def endless_evaluation():
 
 
 def noted_pauses():
-    """It notes in a file how many seconds each pause takes."""
+    """It notes in a file how many seconds each pause takes, and makes it four times as short."""
     def sleep(seconds):
         with open("pauses", "a") as f:
             print(seconds, file=f)
-        original(seconds)
+        original(seconds / 4)
     original = change("sleep", sleep, time)
 
 
