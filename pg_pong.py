@@ -22,8 +22,8 @@ slope a little off, but makes it far less noisy.
 
 Four things differ from the script that the post links to:
 1. The learning rate is 1e-3. With the script's 1e-4, our mean score was -18.8 after 8,000 episodes.
-   With 1e-3 it is near 0 by then, after 90 minutes on two cores. The post reports such a score.
-2. The game is rebuilt on today's emulator, and ends after 108,000 frames, not after 10,000 steps.
+   With 1e-3 it is near 0 by then (90 minutes), as the post says, which does not say its rate.
+2. The game is rebuilt on today's emulator. It may last 108,000 frames, where it had 10,000 steps.
    --game chooses among five Pongs, of which one is learned much sooner than the post's.
 3. An episode depends on nothing but settings, weights and its number, so any process can play it.
    That is how the episodes of a batch are played on several cores, and how a run is resumed.
@@ -158,22 +158,22 @@ def standardize(returns):
 
 # ---- game: Pong as the post played it, or an easier one
 
-UP = ale_py.Action.RIGHT  # so it is on the joystick of this game
+UP = ale_py.Action.RIGHT  # in this game, right moves the paddle up
 DOWN = ale_py.Action.LEFT
 NOOP = ale_py.Action.NOOP
 
-GAMES = {  # the name in gym and gymnasium: (least frames of a step, most, stickiness)
+GAMES = {  # the name in gym and gymnasium: (fewest frames of a step, most, stickiness)
     "Pong-v0": (2, 4, 0.25),              # the post's
     "Pong-v4": (2, 4, 0.0),
     "ALE/Pong-v5": (4, 4, 0.25),
     "PongDeterministic-v4": (4, 4, 0.0),  # by far the easiest to learn
-    "PongNoFrameskip-v4": (1, 1, 0.0),    # too small steps for this algorithm
+    "PongNoFrameskip-v4": (1, 1, 0.0),    # not tried with this algorithm
 }
 
 
 class Pong:
-    """A game. A step holds its action for a random number of frames. But actions are sticky: on
-    each frame, with the probability stickiness, the action of the frame before goes on instead.
+    """A game. A step holds its action for some frames, how many may be random. But actions can be
+    sticky: on each frame, with that probability, the action of the frame before goes on instead.
     """
 
     def __init__(self, name, **kwargs):
@@ -205,7 +205,7 @@ class Pong:
 
 @functools.cache
 def get_game(name):
-    """A game, the same at each call, since it takes long to start one. So play one at a time."""
+    """A game, the same at each call, as it takes long to start one. Play one episode at a time."""
     return Pong(name)
 
 
@@ -262,8 +262,8 @@ def rmsprop(model, mean_square, gradient, learning_rate, decay_rate):
 
     mean_square is the running mean of each weight's squared gradients, and its root is their
     typical size. A gradient is divided by that, so a weight moves by about the learning rate,
-    whether its gradients are large or small. (The 1e-5 is for gradients that are always 0.) As
-    mean_square begins at 0, the first steps are longer: the very first by 1 / sqrt(1 - decay_rate).
+    whether its gradients are large or small. (The 1e-5 is for those that are always 0.) As
+    mean_square begins at 0, the first step is 1 / sqrt(1 - decay_rate) times as long.
     """
     next_model, next_mean_square = {}, {}
     for k, g in gradient.items():  # k is W1, then W2
@@ -339,11 +339,11 @@ def train(run, episodes, play_batch=batch_gradients):
 
 # ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
 
-def save(run, path, is_ours):
-    """Save the run. Returns whether that succeeded. A file that is not ours is kept, renamed."""
+def save(run, path, is_same_run):
+    """Save the run. Returns whether that succeeded. The file of another run is kept, renamed."""
     try:
         write(run, path + ".tmp")
-        if not is_ours and os.path.exists(path):
+        if not is_same_run and os.path.exists(path):
             move_away(path)
         os.replace(path + ".tmp", path)
         return True
@@ -377,9 +377,35 @@ def move_away(path):
     say(f"the old {path} is now {path}.{n}")
 
 
+def between(low, high, kind):
+    """A function that makes a number of this kind from a text. Raises if it is out of range."""
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}")
+        return value
+    return number
+
+
+def game_name(text):
+    if text not in GAMES:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(GAMES)}")
+    return text
+
+
+SETTING_FLAGS = {  # name: how to read it from a flag or a file, and what --help says of it
+    "batch_size": (between(1, 100, int), "episodes per update"),
+    "learning_rate": (between(0, 1, float), "step size of RMSProp"),
+    "gamma": (between(0, 1, float), "discount factor of rewards, per step"),
+    "decay_rate": (between(0, 0.9999, float), "how much of RMSProp's mean an update keeps"),
+    "seed": (between(0, 2**32 - 1, int), "of all random numbers; --watch draws one"),
+    "game": (game_name, ", ".join(GAMES) + "; a saved run has its own"),
+}
+
+
 class StandIn:
-    """A pickle names functions, what they are called with, and the state that the result gets. Made
-    of StandIns, it shows these parts, while nothing is called that a stranger has named.
+    """A pickle says: call this function with these args, and give this state to what it returns. If
+    all functions are StandIn, nothing of a stranger's is called, and args and state are kept.
     """
 
     def __init__(self, *args):
@@ -391,7 +417,7 @@ class StandIn:
 
 class InertUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        return dict if name == "OrderedDict" else StandIn  # Python 2's users may have saved one
+        return dict if name == "OrderedDict" else StandIn  # as some of Python 2 have
 
 
 def load(path):
@@ -469,12 +495,12 @@ def lock(path):
 
 # ---- training with saves, and stop signals
 
-SAVE_EVERY = 100  # episodes: not more are lost if the trainer is killed
+SAVE_EVERY = 100  # episodes: a kill loses at most so many
 
 
 def train_and_save(run, path, episodes, play_batch):
     """Train until the run has so many episodes, or is stopped. Returns the exit status."""
-    saved = len(run.scores)  # how many of the run's episodes the file holds; it is ours if any
+    saved = len(run.scores)  # how many of the run's episodes the file holds
     try:
         for newest in train(run, episodes, play_batch):
             if not all(np.isfinite(squares).all() for squares in newest.mean_square.values()):
@@ -482,12 +508,12 @@ def train_and_save(run, path, episodes, play_batch):
             previous, run = run, newest  # so this batch will be saved, whatever comes
             report(previous, run)
             if len(run.scores) + run.settings.batch_size > saved + SAVE_EVERY:
-                if save(run, path, is_ours=saved > 0):
+                if save(run, path, is_same_run=saved > 0):
                     saved = len(run.scores)
     except KeyboardInterrupt:
         pass
     finally:
-        if len(run.scores) > saved and save(run, path, is_ours=saved > 0):
+        if len(run.scores) > saved and save(run, path, is_same_run=saved > 0):
             saved = len(run.scores)
         if saved > 0:
             say(f"{path} holds {saved} episodes; go on with --resume --save {shlex.quote(path)}")
@@ -534,7 +560,7 @@ def stop_signals_noted():
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in handlers.items():
         if handler != signal.SIG_IGN:  # nohup has SIGHUP ignored, so leave it
-            signal.signal(number, lambda number, frame: stop_signals.append(number))
+            signal.signal(number, lambda *args: stop_signals.append(args))
     try:
         yield stop_signals
     finally:
@@ -588,7 +614,7 @@ class Workers:
                         number, seed = waiting.pop(0)
                         playing[pipe] = number, seed
                         with suppress(OSError):  # it was killed: recv will find that, too
-                            pipe.send((seed, *settings))  # python -m cProfile hides Settings
+                            pipe.send((seed, *settings))  # under cProfile, pickle finds no Settings
                 # Wait for results. Five times a second, look at stop signals and the keyboard.
                 ready = wait(list(playing), timeout=0.2)
                 if self.stop_signals:
@@ -655,7 +681,7 @@ def weights_in(memory):
 
 # ---- looking in: games, the score, and a picture of what was learned
 
-# The drivers of SDL that show a window. Left alone, it may take one that "shows" it to nobody.
+# The drivers with which SDL shows a window. It has others, which only keep it in memory.
 VISIBLE = "wayland,x11,cocoa,windows"
 BITS = [[1, 8], [2, 16], [4, 32], [64, 128]]  # of the 4x2 dots of a character in Unicode's braille
 
@@ -782,38 +808,12 @@ def plot(run, file):
 
 # ---- command line
 
-def between(low, high, kind):
-    """A function that makes a number of this kind from a text. Raises if it is out of range."""
-    def number(text):
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low} to {high}")
-        return value
-    return number
-
-
-def game_name(text):
-    if text not in GAMES:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(GAMES)}")
-    return text
-
-
-SETTING_FLAGS = {  # name: how to read it from a flag or a file, and what --help says of it
-    "batch_size": (between(1, 100, int), "episodes per update"),
-    "learning_rate": (between(0, 1, float), "step size of RMSProp"),
-    "gamma": (between(0, 1, float), "discount factor of rewards, per step"),
-    "decay_rate": (between(0, 0.9999, float), "how much of RMSProp's mean an update keeps"),
-    "seed": (between(0, 2**32 - 1, int), "of all random numbers; --watch has others each time"),
-    "game": (game_name, ", ".join(GAMES) + "; a saved run has its own"),
-}
-
-
 def parse_flags():
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     parser = argparse.ArgumentParser(
         description="Learn Atari Pong from raw pixels by policy gradients.")
     add_one_of = parser.add_mutually_exclusive_group().add_argument
-    add_one_of("--resume", action="store_true", help="go on from the saved run, with its settings")
+    add_one_of("--resume", action="store_true", help="go on from the saved run and its settings")
     add_one_of("--watch", nargs="?", const="", metavar="FILE.gif",
                help="show games of the saved run, or draw a GIF")
     add_one_of("--eval", type=between(2, 10**6, int), metavar="N",

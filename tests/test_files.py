@@ -396,7 +396,7 @@ def trained():
 def test_what_is_saved_is_what_is_loaded(tmp_path, trained):
     path = str(tmp_path / "save.p")
 
-    pg_pong.save(trained, path, is_ours=True)
+    pg_pong.save(trained, path, is_same_run=True)
 
     assert same(pg_pong.load(path), trained)
 
@@ -419,7 +419,7 @@ def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monke
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
 
-    pg_pong.save(trained, str(path), is_ours=True)
+    pg_pong.save(trained, str(path), is_same_run=True)
 
     size = path.stat().st_size
     assert seen == [f"{size} bytes to the disk beside b'old'", "b'old' replaced"]
@@ -428,7 +428,7 @@ def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monke
 def test_a_script_that_knows_nothing_of_us_plays_well_with_our_file(tmp_path):
     """The shipped agent wins some of ten points. With scrambled weights, it would lose them all."""
     run = pg_pong.load(str(SHIPPED))
-    pg_pong.save(run, str(tmp_path / "save.p"), is_ours=True)
+    pg_pong.save(run, str(tmp_path / "save.p"), is_same_run=True)
 
     stranger = subprocess.run([sys.executable, TESTS / "stranger.py"], cwd=tmp_path,
                               env=ENVIRONMENT, capture_output=True, text=True)
