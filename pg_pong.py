@@ -1,6 +1,5 @@
 """Learn Atari Pong from raw pixels by policy gradients: one file, with numpy and an emulator.
 
-    pip install -r requirements.txt
     python pg_pong.py             learn from scratch until Ctrl-C, saving to save.p along the way
     python pg_pong.py --resume    go on from save.p as if it had never stopped
     python pg_pong.py --watch     show games of the agent in save.p, in a window or the terminal
@@ -33,7 +32,8 @@ Read from top to bottom, or begin with episode_gradient and train, which tell th
 """
 import os
 
-# numpy's BLAS reads these when it is loaded. Its products are so small here that threads cost time.
+# numpy's BLAS reads these when it is loaded, so import this file before numpy. More threads round
+# long sums otherwise, and only cost time here, where the products are small.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
@@ -330,11 +330,10 @@ def train(run, episodes, play_batch=batch_gradients):
 #     for run in train(new_run(Settings()), 100):
 #         print(len(run.scores), run.scores[-10:])
 #
-# The rest is what a night of training needs: a file for the run, all cores, a view of the game. It
-# relies on three facts. A run is never changed: each batch makes a new one. So if something goes
-# wrong, the run before is whole, and can be saved. An episode is the same whoever plays it. So what
-# is lost with a killed process is played again. And os.replace exchanges a file at once or not at
-# all. So save.p is never half a run.
+# The rest is what a night of training needs: a file, all cores, a view of the game. It relies on
+# three facts. A run is never changed: each batch makes a new one. So if something goes wrong, the
+# run before can be saved. An episode is the same whoever plays it. So what is lost with a killed
+# process is played again. And os.replace exchanges a file at once or not at all.
 
 
 # ---- checkpoint: save.p is two pickles, first the model alone, for other scripts, then the rest
@@ -437,15 +436,17 @@ def load(path):
 def read_model(arrays):
     if arrays.keys() != {"W1", "W2"}:
         raise ValueError(f"there are {list(arrays)}")
-    return {"W1": read_array(arrays["W1"], (H, D)), "W2": read_array(arrays["W2"], (H,))}
+    W1 = read_array(arrays["W1"], (H, D))
+    W2 = read_array(arrays["W2"], (H,))
+    return {"W1": W1, "W2": W2}
 
 
 def read_array(array, shape):
     """The numbers of a pickled numpy array, as float32. Raises if they are not what is needed."""
-    if hasattr(array, "state"):  # in protocols 0 to 4
+    if hasattr(array, "state"):  # as in protocol 4
         _, found_shape, dtype, is_fortran, numbers = array.state
         order = "F" if is_fortran else "C"
-    else:                        # in protocol 5
+    else:                        # as in protocol 5
         numbers, dtype, found_shape, order = array.args
     if isinstance(numbers, StandIn):  # in protocol 2, bytes are a call with a text
         numbers = numbers.args[0]
@@ -455,11 +456,9 @@ def read_array(array, shape):
     if found_shape != shape or kind not in ("<f4", "<f8", ">f4", ">f8"):
         raise ValueError(f"there is an array {found_shape} of {kind}")
     array = np.frombuffer(numbers, kind).reshape(shape, order=order)
-    with np.errstate(over="ignore"):  # a float64 may be too large, and becomes infinite
-        array = np.asfortranarray(array, np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError("there are numbers that are infinite or NaN")
-    return array
+    if not np.abs(array).max() < 1e38:
+        raise ValueError("there are numbers that are infinite or NaN, or nearly")
+    return np.asfortranarray(array, np.float32)
 
 
 def read_run(model, rest):
@@ -500,7 +499,7 @@ SAVE_EVERY = 100  # episodes: a kill loses at most so many
 
 def train_and_save(run, path, episodes, play_batch):
     """Train until the run has so many episodes, or is stopped. Returns the exit status."""
-    saved = len(run.scores)  # how many of the run's episodes the file holds
+    saved = len(run.scores)  # how many of its episodes the file holds; if none, it is another run's
     try:
         for newest in train(run, episodes, play_batch):
             if not all(np.isfinite(squares).all() for squares in newest.mean_square.values()):
@@ -787,7 +786,8 @@ def play_for_score(greedy, model, seed, settings):
 
 def plot(run, file):
     """Draw the scores, and where each of the 40 strongest neurons pushes the paddle."""
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here
+    if "IPython" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)  # from a notebook, and of no use out of it
     from matplotlib.figure import Figure
     pushes = run.model["W1"] * run.model["W2"][:, np.newaxis]  # (200, 6400): positive for UP
     strongest = np.argsort(-np.linalg.norm(pushes, axis=1))[:40]
