@@ -112,7 +112,8 @@ def judge(mutant, path):
         return f"it ends with {line!r}"
     for event, args in seen:
         is_reading = event == "open" and args[0] == path and args[2] & os.O_ACCMODE == os.O_RDONLY
-        if not is_reading:
+        is_pythons_own = event == "sys.excepthook" and printed.getvalue() == PYTHONS_OWN
+        if not is_reading and not is_pythons_own:
             return f"it does {event} {args}"
     return ADMITTED if line is None else REFUSED
 
