@@ -2,6 +2,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,28 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that the tests can import pg_pong
-from helpers import ONE_BATCH, Trainer
+from helpers import ONE_BATCH, PATIENCE, Trainer, children
 
 # A shell lets its background jobs ignore Ctrl-C, and what they start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup; with a handler, only pytest does
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Kills what a test has started: at its end, and if it hangs, so that it fails instead."""
+
+    def kill_all():
+        for pid in children(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(2 * PATIENCE, kill_all)
+    timer.start()
+    yield
+    timer.cancel()
+    timer.join()
+    kill_all()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def train(*flags):
 
 signal.signal(signal.SIGINT, handle)
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-multiprocessing.Process(target=time.sleep, args=[1000], daemon=True).start()
+multiprocessing.get_context("fork").Process(target=time.sleep, args=[1000], daemon=True).start()
 before = state()
 
 import pg_pong

@@ -71,22 +71,6 @@ class Terminal:
         os.close(self.ours)
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """Kills what a test has started: at its end, and if it hangs, so that it fails instead."""
-
-    def kill_all():
-        for pid in children(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
-
-    timer = threading.Timer(2 * PATIENCE, kill_all)
-    timer.start()
-    yield
-    timer.cancel()
-    timer.join()
-    kill_all()
-
-
 @pytest.fixture
 def played(trainer, saved):
     """A trainer in whose folder lies the save.p of a new agent, and nothing else."""

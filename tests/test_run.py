@@ -141,12 +141,14 @@ def test_the_second_pickle_is_a_plain_dict_of_the_other_fields(whole):
 
 
 def test_a_killed_trainer_has_lost_at_most_100_episodes(trainer):
-    """With batches of 30, that is a save at 90, since after 120 it would be too late."""
+    """With batches of 30, it must be saved at 90, since after 120 it would be too late."""
     process = trainer.start("--batch-size", 30, patched="instant_episodes")
     read_until(process, "episode 120 ")
-    stop(process, signal.SIGKILL)
+    process.kill()
+    out, _ = finish(process)
 
-    assert len(trainer.load()[1]["scores"]) == 90
+    played = max([120, *map(int, re.findall("episode (\\d+) ", out))])
+    assert 0 <= played - len(trainer.load()[1]["scores"]) <= 100
 
 
 # ---- told

@@ -113,7 +113,7 @@ def test_ctrl_c_while_the_workers_start_ends_the_run(trainer, patched):
     _, err = finish(process)
 
     assert process.returncode == 0
-    assert err.splitlines()[-1] == "pg_pong.py: nothing was saved"
+    assert "pg_pong.py: nothing was saved\n" in err
     if not patched:  # a spawned worker shows that its imports were interrupted
         assert err.count("\n") == 1
     wait_until(lambda: not session(process.pid))  # Python's own helper of spawned ones is last
@@ -202,7 +202,7 @@ def test_a_worker_killed_in_an_evaluation_does_not_change_its_result(trainer, sa
     trainer.save.write_bytes(saved)
     flags = ["--eval", 2, "--seed", 15]
     calm = trainer(*flags, "--workers", 1)
-    process = trainer.start(*flags, "--workers", 2)
+    process = trainer.start(*flags, "--workers", 2, patched="slow_evaluation")
     wait_until(lambda: len(children(process.pid)) == 2)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     out, err = finish(process)
@@ -258,7 +258,7 @@ def test_a_run_whose_reader_has_gone_ends_saved(trainer):
 
 def test_ctrl_c_that_ends_the_reader_too_is_no_error(trainer):
     """As it does with: python pg_pong.py | tee log."""
-    process = trainer.start(*BATCHES)
+    process = trainer.start(*BATCHES, patched="slow_episodes")
     read_until(process, "episode 2 ")
 
     process.send_signal(signal.SIGINT)

@@ -27,8 +27,8 @@ from statistics import median
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "pg_pong.py"
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-import numpy as np
 import pg_pong
+import numpy as np
 import textbook
 
 BATCH_SIZE = 10    # episodes

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import numpy as np
 import pg_pong
+import numpy as np
 from matplotlib.figure import Figure
 
 EPISODES = [100, 500, 1000, 2000, 4000, 6000, 8000]  # columns of the table
@@ -78,11 +78,11 @@ def draw_group(axes, group):
     for run, curve in zip(group.runs, group.curves):
         axes.plot(range(1, len(curve) + 1), curve, lw=0.9, alpha=0.7,
                   label=f"seed {run.settings.seed}")
+    shortest = min(len(curve) for curve in group.curves)
     if len(group.curves) > 1:
-        shortest = min(len(curve) for curve in group.curves)
         mean = np.mean([curve[:shortest] for curve in group.curves], axis=0)
         axes.plot(range(1, shortest + 1), mean, "black", lw=2.5, label="mean")
-    if group.longest >= POST and all(run.settings.game == "Pong-v0" for run in group.runs):
+    if shortest >= POST and all(run.settings.game == "Pong-v0" for run in group.runs):
         axes.plot(POST, 0.6, "*", color="black", ms=13)
         axes.annotate("the post: slightly above 0\nafter about 8,000", (POST, 0.6), (-4, 28),
                       textcoords="offset points", ha="right", va="bottom",

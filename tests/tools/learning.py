@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import numpy as np
 import pg_pong
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAUSE = 2                # seconds that the last step is shown
@@ -139,7 +139,8 @@ def write(file, images, seconds_per_step):
     palette = images[-1].quantize(COLORS)
     first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE)
                       for image in images]
-    durations = [1000 * seconds_per_step] * len(others) + [1000 * PAUSE]  # milliseconds
+    step = 10 * round(100 * seconds_per_step)  # milliseconds: a GIF counts in tens of them
+    durations = [step] * len(others) + [1000 * PAUSE]
     first.save(file, save_all=True, append_images=others, loop=0, duration=durations)
 
 

@@ -135,8 +135,12 @@ def storm(trainer, kills, chance):
     plan = itertools.islice(itertools.cycle(PLAN), kills)
     for number, (victim, moment) in enumerate(plan, 1):
         process = start(trainer)
-        wait_for_moment(trainer, process, moment, chance)
-        kill(process, victim, chance)
+        try:
+            wait_for_moment(trainer, process, moment, chance)
+            kill(process, victim, chance)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # it may be stopped, and stay for ever
+            raise
         counts["left behind"] += end_what_is_left(process)
         counts[victim] += 1
         counts["stopped badly"] += process.returncode not in (0, -signal.SIGKILL)
