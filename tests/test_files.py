@@ -398,7 +398,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, trained):
 
     pg_pong.save(trained, path, is_same_run=True)
 
-    assert same(pg_pong.load(path), trained)
+    run = pg_pong.load(path)
+    assert same(run, trained)
+    assert run.model["W1"].flags.f_contiguous  # or policy_forward would be slow
+    assert trained.model["W1"].flags.f_contiguous
 
 
 def test_a_save_is_on_the_disk_before_the_old_file_goes(tmp_path, trained, monkeypatch):
