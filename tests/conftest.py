@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,8 @@ def nothing_left():
 
     def kill_all():
         for pid in children(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
 
     timer = threading.Timer(2 * PATIENCE, kill_all)
     timer.start()

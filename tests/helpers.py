@@ -141,11 +141,18 @@ def children(pid):
     """The ids of the living processes that a trainer has begun: workers, and an open window."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            command = Path(f"/proc/{child}/cmdline").read_text() if alive(child) else ""
-            if alive(child) and "resource_tracker" not in command:
-                found.append(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # this thread has just ended
+            for child in (task / "children").read_text().split():
+                if alive(child) and not is_pythons_own(child):
+                    found.append(int(child))
     return found
+
+
+def is_pythons_own(pid):
+    """Whether a process is the one that Python starts beside spawned ones."""
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        return "resource_tracker" in Path(f"/proc/{pid}/cmdline").read_text()
+    return True
 
 
 def wait_until(condition):
