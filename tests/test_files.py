@@ -636,8 +636,8 @@ def shipped(trainer):
 
 
 def test_the_shipped_agent_beats_the_game(shipped):
-    """It was measured at +7.94 over 800 episodes, so the mean of 3 has a standard error of 2.8."""
-    result = shipped("--eval", 3)
+    """It was measured at +7.94 over 800 episodes, so the mean of 2 has a standard error of 3.4."""
+    result = shipped("--eval", 2)
 
     mean = re.search(r"mean score ([+-]\d+\.\d\d)", result.out)[1]
     assert float(mean) > 0
