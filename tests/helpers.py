@@ -137,6 +137,11 @@ def alive(pid):
     return ") Z " not in stat
 
 
+def is_stopped(pid):
+    """Whether this process stands still, as after Ctrl-Z."""
+    return ") T " in Path(f"/proc/{pid}/stat").read_text()
+
+
 def children(pid):
     """The ids of the living processes that a trainer has begun: workers, and an open window."""
     found = []

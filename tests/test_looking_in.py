@@ -11,13 +11,13 @@ import subprocess
 import threading
 import unicodedata
 from contextlib import closing, suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import (ENVIRONMENT, HEADLESS, PATIENCE, SHIPPED, Trainer, children, command_of,
-                     file_of, killed_when_late, parts, read_until, same, session, stop, wait_until)
+                     file_of, is_stopped, killed_when_late, parts, read_until, same, session, stop,
+                     wait_until)
 from PIL import Image
 import pg_pong
 
@@ -171,10 +171,6 @@ def test_r_and_enter_open_and_close_the_window_and_other_lines_do_not(tmp_path):
 
         assert "no window" not in terminal.end()
         assert terminal.process.returncode == 0
-
-
-def is_stopped(pid):
-    return ") T " in Path(f"/proc/{pid}/stat").read_text()
 
 
 def test_in_the_background_r_is_for_other_programs_and_after_fg_it_works_again(tmp_path):

@@ -21,12 +21,11 @@ import numpy as np
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-from helpers import SHIPPED, file_of, old_file_of, parts
+from helpers import PATIENCE, SHIPPED, file_of, old_file_of, parts
 
 import pg_pong
 
 ADMITTED, REFUSED = 10, 11  # exit statuses of a child process; 1 is a fault, which it prints
-PATIENCE = 60               # seconds
 
 OPCODES = b"c\x93Rb\x81iopPQ\x82\x8e\x96(.0\x85\x86\x87t]}N\x88hjqr\x94KMI"
 NUMBERS = [0, 1, -1, 2**31 - 1, -2**31, 640, 6400]

@@ -25,8 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers import (PATIENCE, Trainer, children, finish, killed_when_late, read_until, same,
-                     session, wait_until)
+from helpers import (PATIENCE, Trainer, children, finish, is_stopped, killed_when_late, read_until,
+                     same, session, wait_until)
 
 FLAGS = ["--batch-size", 2, "--workers", 2]
 PLAN = [  # whom to kill and when, again and again
@@ -69,7 +69,7 @@ def stop_in_a_write(trainer, process, chance):
         wait_for_file(trainer.folder / "save.p.tmp", process)
         time.sleep(chance.uniform(0, 0.02))
         process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: stands_still(process.pid))
+        wait_until(lambda: is_stopped(process.pid))
         if is_written(trainer):
             return
         process.send_signal(signal.SIGCONT)
@@ -82,10 +82,6 @@ def wait_for_file(file, process):
         if process.poll() is not None or time.monotonic() > end:
             sys.exit(f"the training wrote no save:\n{process.stderr.read()}")
         time.sleep(0.001)
-
-
-def stands_still(pid):
-    return ") T " in Path(f"/proc/{pid}/stat").read_text()
 
 
 def is_written(trainer):
