@@ -5,9 +5,10 @@
 The saves are of one run, the earliest first; two or three fit well. Side by side are the untrained
 network that this run began with, and then each save, all playing the run's game with the same
 random numbers. Above each game stands how many episodes the agent has learned from, and the running
-mean of its score by then. Below is its strongest neuron, laid over the screen: what appears where
-it is white pushes the paddle up, and where it is black, down, all in one scale. It is blurred, so
-that single weights do not hide what they make together.
+mean of its score by then.
+
+The README's picture is of the saves of one command: the README's for the easiest game, with
+--episodes 150, and then with --resume and --episodes 300 and 600, copied each time.
 """
 import argparse
 import sys
@@ -19,14 +20,11 @@ import pg_pong
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PAUSE = 2                # seconds that the last step is shown
-WIDTH, GAP = 160, 8      # pixels: of the emulator's screen, and between two of them
-TOP, BOTTOM = 40, 26     # pixels: height of the text above the games, and below the neurons
-GAME = 210               # pixels: height of the screen
-NEURON = TOP + GAME + GAP                # where the neuron begins, and where it ends
-END = NEURON + WIDTH
+PAUSE = 2            # seconds that the last step is shown
+WIDTH, GAP = 160, 8  # pixels: of the emulator's screen, and between two of them
+GAME = 210           # pixels: height of the screen
+TOP = 40             # pixels: height of the text above the games
 COLORS = 48
-BLUR = 1.5               # pixels of the network's picture: standard deviation of a gaussian
 NAMES = {"opponent": ("la", 4, (140, 65, 15)), "agent": ("ra", WIDTH - 4, (20, 105, 20))}
 
 
@@ -37,10 +35,8 @@ class Agent(NamedTuple):
 
 
 def untrained(run):
-    """The agent that the run began with. It played the run's first batch."""
-    model = pg_pong.new_run(run.settings).model
-    score = np.mean(run.scores[:run.settings.batch_size])
-    return Agent(model, "untrained", f"mean score {score:+.1f}")
+    """The agent that the run began with."""
+    return Agent(pg_pong.new_run(run.settings).model, "untrained", "")
 
 
 def trained(run):
@@ -48,7 +44,7 @@ def trained(run):
     return Agent(run.model, f"{len(run.scores):,} episodes", f"mean score {score:+.1f}")
 
 
-# ---- a game, and a neuron
+# ---- a game
 
 def screens(pong, model, seed, count):
     """What an episode looks like, from its first serve on: (210, 160, 3) uint8 for each step."""
@@ -68,69 +64,37 @@ def has_ball(picture):
     return picture.reshape(80, 80)[:, 12:68].any()
 
 
-def strongest_neuron(model):
-    """Where it pushes up and down, from 1 to -1: (80, 80), blurred."""
-    pushes = model["W1"] * model["W2"][:, np.newaxis]  # (200, 6400): positive for UP
-    strongest = np.linalg.norm(pushes, axis=1).argmax()
-    return blurred(pushes[strongest].reshape(80, 80))
-
-
-def strong_push(model):
-    """How strongly a pixel pushes of which there are only a few in its strongest neuron."""
-    return np.percentile(np.abs(strongest_neuron(model)), 99.5)
-
-
-def blurred(image):
-    """Each pixel becomes a mean of those around it, with the weights of a gaussian."""
-    distances = np.arange(80) - np.arange(80)[:, np.newaxis]
-    weights = np.exp(-distances**2 / (2 * BLUR**2))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights @ image @ weights.T
-
-
-def gray_of(neuron, limit):
-    """As large as the game: (160, 160) uint8."""
-    push = np.clip(neuron / limit, -1, 1)
-    gray = np.uint8(np.round((push + 1) / 2 * 15) * 17)  # 16 grays take less room in the file
-    return gray.repeat(2, axis=0).repeat(2, axis=1)
-
-
 # ---- the picture
 
-def frame(agent, limit):
-    """What stays: the text, the neuron, and a gap on the right. There is room for the game."""
-    image = Image.new("RGB", (WIDTH + GAP, END + BOTTOM), "white")
+def frame(agent):
+    """What stays: the text, and a gap on the right. There is room for the game."""
+    image = Image.new("RGB", (WIDTH + GAP, TOP + GAME), "white")
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(16)
     for line, text in enumerate([agent.title, agent.score]):
         canvas.text((WIDTH / 2, 19 * line), text, "black", font, anchor="ma")
-    gray = gray_of(strongest_neuron(agent.model), limit)
-    image.paste(Image.fromarray(gray), (0, NEURON))
     return np.array(image)
 
 
 def draw(agents, game, seed, count):
     """An image for each step."""
     pong = pg_pong.Pong(game)
-    limit = max(strong_push(agent.model) for agent in agents)
-    frames = [frame(agent, limit) for agent in agents]
+    frames = [frame(agent) for agent in agents]
     games = [screens(pong, agent.model, seed, count) for agent in agents]
     for step in zip(*games):
         for column, screen in zip(frames, step):
-            column[TOP:TOP + GAME, :WIDTH] = screen
+            column[TOP:, :WIDTH] = screen
         yield labelled(Image.fromarray(np.hstack(frames)[:, :-GAP]), len(frames))
 
 
 def labelled(image, count):
-    """With the names of the paddles on the wall below each game, and a legend for the neurons."""
+    """With the names of the paddles on the wall below each game."""
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
     for panel in range(count):
         left = panel * (WIDTH + GAP)
         for name, (anchor, x, color) in NAMES.items():
             canvas.text((left + x, TOP + 194), name, color, font, anchor)
-    legend = "white pushes up, black pushes down"
-    canvas.text((image.width / 2, END + 5), legend, "black", ImageFont.load_default(15), "ma")
     return image
 
 
