@@ -5,7 +5,7 @@
                                  [--speed 9000 [7000...]]
 
 Each group of saves is drawn beside the others: a thin line for each run, and a bold one for their
-mean, as far as all of them go. Where all runs of a group play the post's game and get that far, the
+mean, as far as all of them go. Where a group's runs play the post's game and get that far, the
 post's result is marked.
 
 With --speed, a second axis tells the minutes that so many steps per second would take. (Give one
@@ -13,10 +13,22 @@ number for all groups, or one for each.) A save holds how many steps its run has
 not after which episode, and episodes get longer as the agent gets better. So the axis has ticks
 only where the steps are known: where runs end (if several end there, it is the mean of their
 steps), and where earlier saves of these runs were made, if you give them, too.
+
+In the place of a group's saves may stand a record: a file of JSON that holds the mean of every so
+many episodes of each run, and the steps after some episodes. For saves are large, and a record is
+not. The README's picture is
+
+    python tests/tools/curves.py assets/curves.png --speed 9000 6000 \
+        --group "Pong-v0, the post's" tests/tools/records/default.json \
+        --group "PongDeterministic-v4, the easiest" SAVE...
+
+with the saves of its command for that game, seeds 0 to 4, and earlier saves of these runs.
 """
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import pg_pong
@@ -27,18 +39,50 @@ EPISODES = [100, 500, 1000, 2000, 4000, 6000, 8000]  # columns of the table
 POST = 8000                                          # episodes: "slightly above 0 after about" that
 
 
+class Curve(NamedTuple):
+    seed: str
+    episodes: np.ndarray  # after which of them a mean is known
+    means: np.ndarray
+
+
 class Group:
-    """Runs that are drawn together, and what is known of their steps."""
+    """Curves that are drawn together, and what is known of their steps."""
 
     def __init__(self, title, paths):
-        saves = [pg_pong.load(path) for path in paths]
-        self.runs = [save for save in saves if not any(is_earlier(save, s) for s in saves)]
-        self.curves = [pg_pong.running_means(run.scores) for run in self.runs]
         self.title = title
-        self.longest = max(len(curve) for curve in self.curves)
-        self.steps = {}  # {episodes: the steps of each save that has so many}
-        for save in saves:
-            self.steps.setdefault(len(save.scores), []).append(save.steps)
+        self.steps = {}  # {episodes: mean of the steps that were made until then}
+        if paths[0].endswith(".json"):
+            self.read_record(json.loads(Path(paths[0]).read_text()))
+        else:
+            self.read_saves([pg_pong.load(path) for path in paths])
+        self.longest = max(curve.episodes[-1] for curve in self.curves)
+
+    def read_saves(self, saves):
+        self.runs = [save for save in saves if not any(is_earlier(save, s) for s in saves)]
+        self.curves = [curve_of(run) for run in self.runs]
+        self.is_of_post = all(run.settings.game == "Pong-v0" for run in self.runs)
+        self.axis = "episodes"
+        for count in {len(save.scores) for save in saves}:
+            steps = [save.steps for save in saves if len(save.scores) == count]
+            self.steps[count] = np.mean(steps)
+
+    def read_record(self, record):
+        """Each mean is drawn in the middle of its episodes."""
+        width = record["episodes_per_mean"]
+        self.runs = []
+        self.curves = []
+        for seed, means in record["means"].items():
+            middles = width * np.arange(len(means)) + width // 2
+            self.curves.append(Curve(seed, middles, np.array(means)))
+        self.is_of_post = record["game"] == "Pong-v0"
+        self.axis = f"episodes (a point is the mean of {width})"
+        for count, steps in record["steps"].items():
+            self.steps[int(count)] = steps
+
+
+def curve_of(run):
+    means = pg_pong.running_means(run.scores)
+    return Curve(str(run.settings.seed), np.arange(1, len(means) + 1), np.array(means))
 
 
 def is_earlier(save, other):
@@ -48,9 +92,9 @@ def is_earlier(save, other):
             and save.scores == other.scores[:count])
 
 
-def first_reaches_0(curve):
+def first_reaches_0(means):
     """The first episode after which the running mean is not below 0, as the table has it."""
-    for episode, mean in enumerate(curve, 1):
+    for episode, mean in enumerate(means, 1):
         if mean >= 0:
             return f"{episode:,}"
     return "not yet"
@@ -72,30 +116,31 @@ def draw(groups, speeds, file):
 
 def draw_group(axes, group):
     axes.set_title(group.title, fontweight="bold")
-    axes.set_xlabel("episodes")
+    axes.set_xlabel(group.axis)
     axes.axhline(0, color="black", lw=0.8)
-    axes.text(0.01, 0, "equal to the opponent", va="bottom", transform=axes.get_yaxis_transform())
-    for run, curve in zip(group.runs, group.curves):
-        axes.plot(range(1, len(curve) + 1), curve, lw=0.9, alpha=0.7,
-                  label=f"seed {run.settings.seed}")
-    shortest = min(len(curve) for curve in group.curves)
+    axes.text(0.45, 0, "equal to the opponent", va="bottom", ha="center",
+              transform=axes.get_yaxis_transform())
+    for curve in group.curves:
+        axes.plot(curve.episodes, curve.means, lw=0.9, alpha=0.7, label=f"seed {curve.seed}")
+    shortest = min(group.curves, key=lambda curve: len(curve.means))
     if len(group.curves) > 1:
-        mean = np.mean([curve[:shortest] for curve in group.curves], axis=0)
-        axes.plot(range(1, shortest + 1), mean, "black", lw=2.5, label="mean")
-    if shortest >= POST and all(run.settings.game == "Pong-v0" for run in group.runs):
+        count = len(shortest.means)
+        mean = np.mean([curve.means[:count] for curve in group.curves], axis=0)
+        axes.plot(shortest.episodes, mean, "black", lw=2.5, label="mean")
+    if group.is_of_post and max(group.steps) >= POST:
         axes.plot(POST, 0.6, "*", color="black", ms=13)
         axes.annotate("the post: slightly above 0\nafter about 8,000", (POST, 0.6), (-4, 28),
                       textcoords="offset points", ha="right", va="bottom",
                       arrowprops={"arrowstyle": "-"})
     axes.set_ylim(-21.5, 21.5)
-    axes.set_xlim(0, 1.03 * group.longest)
+    axes.set_xlim(0, 1.03 * max(group.longest, *group.steps))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="lower right", ncols=2)
 
 
 def add_minutes(axes, group, speed):
     places = sorted(group.steps)
-    minutes = [np.mean(group.steps[n]) / speed / 60 for n in places]
+    minutes = [group.steps[n] / speed / 60 for n in places]
     top = axes.secondary_xaxis("top")
     top.set_xlabel(f"minutes at {speed:,} steps/s, where known")
     top.set_xticks([0, *places], [f"{minute:.0f}" for minute in [0, *minutes]])
@@ -107,7 +152,7 @@ def print_runs(group):
     for run, curve in zip(group.runs, group.curves):
         hours = run.seconds / 3600
         print(f"{run.settings}: {len(run.scores)} episodes, {run.steps:,} steps, {hours:.2f} h; "
-              f"first at 0: {first_reaches_0(curve)}")
+              f"first at 0: {first_reaches_0(curve.means)}")
 
 
 def print_table(group):
@@ -116,8 +161,9 @@ def print_table(group):
     print("| seed |", " | ".join(f"{n:,}" for n in columns), "| first at 0 |")
     print("|---" * (2 + len(columns)) + "|")
     for run, curve in zip(group.runs, group.curves):
-        means = [f"{curve[n - 1]:+.1f}" if n <= len(curve) else "" for n in columns]
-        print("|", run.settings.seed, "|", " | ".join(means), "|", first_reaches_0(curve), "|")
+        means = [f"{curve.means[n - 1]:+.1f}" if n <= len(curve.means) else "" for n in columns]
+        first = first_reaches_0(curve.means)
+        print("|", run.settings.seed, "|", " | ".join(means), "|", first, "|")
 
 
 # ---- command line
@@ -147,6 +193,8 @@ def main():
     args = parse_flags()
     groups = [Group(title, saves) for title, *saves in args.group]
     for group in groups:
+        if not group.runs:  # but a record, which is no run
+            continue
         print(f"{group.title}:")
         print_runs(group)
         print_table(group)
