@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pg_pong
 import pytest
-from helpers import PATIENCE, SHIPPED, TESTS, file_of, old_file_of, parts, same
+from helpers import PATIENCE, ROOT, SHIPPED, TESTS, file_of, old_file_of, parts, same
 from PIL import Image
 
 TOOLS = TESTS / "tools"
@@ -64,6 +64,19 @@ def test_a_variant_of_something_that_the_algorithm_does_not_have_is_an_error(mon
         tool.build("as it is", seed=0)
 
 
+def test_the_readme_tells_the_means_of_the_record_that_the_tool_draws(tool, tmp_path):
+    readme = (ROOT / "README.md").read_text()
+
+    table = tool("ablations.py", "--record", TOOLS / "records" / "ablations.json",
+                 "--plot", "ideas.png").splitlines()
+
+    means = [line.split("|")[-2].strip() for line in table[2:]]
+    assert len(means) > 15
+    for mean in means:
+        assert mean in readme
+    assert Image.open(tmp_path / "ideas.png").width == 900
+
+
 # ---- learning.py
 
 
@@ -119,7 +132,8 @@ def test_the_curves_are_told_by_a_row_for_each_run_and_an_earlier_save_is_none(t
     write_run(tmp_path / "b.p", seed=8, scores=[-1] * 95 + [21] * 5)
 
     lines = tool("curves.py", "curves.png", "--group", "two", "a.p", "early.p", "b.p",
-                 "--group", "one", "b.p", "--speed", 9000).splitlines()
+                 "--group", "one", "b.p", "--group", "record", TOOLS / "records" / "default.json",
+                 "--speed", 9000).splitlines()
 
     assert lines[0] == "two:"
     assert lines[1].endswith("first at 0: not yet")
@@ -131,6 +145,7 @@ def test_the_curves_are_told_by_a_row_for_each_run_and_an_earlier_save_is_none(t
         "| 8 | +0.1 |  | 100 |",
         "one:",
     ]
+    assert "record:" not in lines  # it is drawn, but its means are not those after an episode
     assert Image.open(tmp_path / "curves.png").width == 1000
 
 
