@@ -67,7 +67,7 @@ class Trainer:
         return parts((self.folder / name).read_bytes())
 
     def names(self):
-        """Of the files in the folder, but for the lock, which stays."""
+        """Of the files in the folder, without the lock, which stays."""
         return sorted(set(os.listdir(self.folder)) - {"save.p.lock"})
 
 
@@ -91,7 +91,7 @@ def old_file_of(weights, rest):
 
 
 def same(a, b):
-    """Equal to the last bit, all the way down, but for the time that it took."""
+    """Equal to the last bit, all the way down, except for the time that it took."""
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict):

@@ -50,7 +50,7 @@ def both_formats():
 
 
 def hot_spans(data):
-    """Where mutations matter most: around each step of the pickles, but for those of single scores,
+    """Where mutations matter most: around each step of the pickles, except those of single scores,
     and amid the text in JSON."""
     f = io.BytesIO(data)
     places = [data.rfind(b"scores")]
