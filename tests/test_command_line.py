@@ -132,14 +132,6 @@ def test_help_tells_the_default_of_every_setting_and_the_games(sentences):
     assert ", ".join(pg_pong.GAMES) in sentences["--game"]
 
 
-def test_help_works_where_python_drops_the_docstrings(trainer):
-    """python -OO does. The variable is the same to it."""
-    result = trainer("--help", env=ENVIRONMENT | {"PYTHONOPTIMIZE": "2"})
-
-    assert result.out.startswith("usage: ")
-    assert result.err == ""
-
-
 def test_the_readme_names_the_flags_of_help_and_no_others(sentences):
     readme = (ROOT / "README.md").read_text()
     lines = [line for line in readme.splitlines()
