@@ -58,10 +58,10 @@ def test_a_variant_learns_what_the_command_line_learns_with_the_same_change(tool
 
 def test_a_variant_of_something_that_the_algorithm_does_not_have_is_an_error(monkeypatch):
     tool = module("ablations")
-    monkeypatch.setitem(tool.VARIANTS, "as it is", {"no_such_name": 1})
+    monkeypatch.setitem(tool.VARIANTS, "unchanged", {"no_such_name": 1})
 
     with pytest.raises(AttributeError, match="no_such_name"):
-        tool.build("as it is", seed=0)
+        tool.build("unchanged", seed=0)
 
 
 def test_the_readme_tells_the_means_of_the_record_that_the_tool_draws(tool, tmp_path):
@@ -71,7 +71,7 @@ def test_the_readme_tells_the_means_of_the_record_that_the_tool_draws(tool, tmp_
                  "--plot", "ideas.png").splitlines()
 
     means = [line.split("|")[-2].strip() for line in table[2:]]
-    assert len(means) > 15
+    assert len(means) == 15
     for mean in means:
         assert mean in readme
     assert Image.open(tmp_path / "ideas.png").width == 900

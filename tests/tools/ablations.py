@@ -9,8 +9,8 @@ replaced. VARIANTS says which. Each run has a process of its own, and is saved t
 100 episodes. Ctrl-C ends it, and the same command goes on from there. When all runs are done, the
 same command only prints the table again, and --plot draws its last column.
 
-The second command trains nothing. It takes the running means from a file: those of the README,
-which took some 9 hours of one core. With them, it draws assets/ideas.png.
+The second command trains nothing. It takes the running means from a file: those of the README's
+ideas, which took some 7 hours of one core. With them, it draws assets/ideas.png.
 
 The tool does not notice when pg_pong.py changes: begin with an empty folder then.
 """
@@ -118,7 +118,7 @@ rollout_of_two = functools.partial(rollout_of, see_two)
 greedy_rollout = functools.partial(pg_pong.rollout, greedy=True)
 
 VARIANTS = {  # name: other settings, or what is put in the place of a name of the algorithm
-    "as it is": {},
+    "unchanged": {},
     "rate 1e-4": {"learning_rate": 1e-4},
     "returns as they are": {"standardize": undivided},
     "mean not subtracted": {"standardize": divided_alone},
@@ -237,19 +237,19 @@ def draw(args):
     figure = Figure(figsize=(9, 1.5 + 0.29 * len(names)), layout="constrained")
     axes = figure.add_subplot(xlabel=f"running mean of the score after {args.episodes:,} episodes")
     for row, name in enumerate(names):
-        color = "tab:red" if name == "as it is" else "tab:blue"
+        color = "tab:red" if name == "unchanged" else "tab:blue"
         axes.plot(means[name], [row] * len(means[name]), "o", color=color, alpha=0.7, ms=6)
         axes.plot(median(means[name]), row, "|", color=color, ms=17, mew=3)
-    as_it_is = means.get("as it is")
-    if as_it_is:
-        axes.axvspan(min(as_it_is), max(as_it_is), color="tab:red", alpha=0.13, lw=0,
-                     label="range of “as it is”")
+    unchanged = means.get("unchanged")
+    if unchanged:
+        axes.axvspan(min(unchanged), max(unchanged), color="tab:red", alpha=0.13, lw=0,
+                     label="range of the unchanged runs")
     axes.axvline(UNTRAINED, color="black", lw=1, ls="--", label=f"untrained: {UNTRAINED}")
     axes.plot([], [], "o", color="tab:blue", alpha=0.7, label="a seed")
     axes.plot([], [], "|", color="tab:blue", ms=12, mew=3, label="the median")
     axes.set_yticks(range(len(names)), names)
     for label in axes.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == "as it is" else "normal")
+        label.set_fontweight("bold" if label.get_text() == "unchanged" else "normal")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)

@@ -40,7 +40,6 @@ POST = 8000                                          # episodes: "slightly above
 
 
 class Curve(NamedTuple):
-    seed: str
     episodes: np.ndarray  # after which of them a mean is known
     means: np.ndarray
 
@@ -61,7 +60,7 @@ class Group:
         self.runs = [save for save in saves if not any(is_earlier(save, s) for s in saves)]
         self.curves = [curve_of(run) for run in self.runs]
         self.is_of_post = all(run.settings.game == "Pong-v0" for run in self.runs)
-        self.axis = "episodes"
+        self.axis = "episodes (running mean of the score)"
         for count in {len(save.scores) for save in saves}:
             steps = [save.steps for save in saves if len(save.scores) == count]
             self.steps[count] = np.mean(steps)
@@ -71,18 +70,18 @@ class Group:
         width = record["episodes_per_mean"]
         self.runs = []
         self.curves = []
-        for seed, means in record["means"].items():
+        for means in record["means"].values():
             middles = width * np.arange(len(means)) + width // 2
-            self.curves.append(Curve(seed, middles, np.array(means)))
+            self.curves.append(Curve(middles, np.array(means)))
         self.is_of_post = record["game"] == "Pong-v0"
-        self.axis = f"episodes (a point is the mean of {width})"
+        self.axis = f"episodes (each point: the mean score of {width})"
         for count, steps in record["steps"].items():
             self.steps[int(count)] = steps
 
 
 def curve_of(run):
     means = pg_pong.running_means(run.scores)
-    return Curve(str(run.settings.seed), np.arange(1, len(means) + 1), np.array(means))
+    return Curve(np.arange(1, len(means) + 1), np.array(means))
 
 
 def is_earlier(save, other):
@@ -104,7 +103,7 @@ def first_reaches_0(means):
 
 def draw(groups, speeds, file):
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    figure.suptitle("Learning Pong: running mean of the score")
+    figure.suptitle("Learning Pong: the mean score")
     row = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     row[0].set_ylabel("points won - points lost")
     for axes, group, speed in zip(row, groups, speeds):
@@ -121,12 +120,13 @@ def draw_group(axes, group):
     axes.text(0.45, 0, "equal to the opponent", va="bottom", ha="center",
               transform=axes.get_yaxis_transform())
     for curve in group.curves:
-        axes.plot(curve.episodes, curve.means, lw=0.9, alpha=0.7, label=f"seed {curve.seed}")
+        axes.plot(curve.episodes, curve.means, lw=0.9, alpha=0.7)
+    axes.plot([], [], "gray", lw=0.9, label="one run")
     shortest = min(group.curves, key=lambda curve: len(curve.means))
     if len(group.curves) > 1:
         count = len(shortest.means)
         mean = np.mean([curve.means[:count] for curve in group.curves], axis=0)
-        axes.plot(shortest.episodes, mean, "black", lw=2.5, label="mean")
+        axes.plot(shortest.episodes, mean, "black", lw=2.5, label=f"mean of {len(group.curves)}")
     if group.is_of_post and max(group.steps) >= POST:
         axes.plot(POST, 0.6, "*", color="black", ms=13)
         axes.annotate("the post: slightly above 0\nafter about 8,000", (POST, 0.6), (-4, 28),
@@ -135,15 +135,15 @@ def draw_group(axes, group):
     axes.set_ylim(-21.5, 21.5)
     axes.set_xlim(0, 1.03 * max(group.longest, *group.steps))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="lower right")
 
 
 def add_minutes(axes, group, speed):
     places = sorted(group.steps)
     minutes = [group.steps[n] / speed / 60 for n in places]
     top = axes.secondary_xaxis("top")
-    top.set_xlabel(f"minutes at {speed:,} steps/s, where known")
-    top.set_xticks([0, *places], [f"{minute:.0f}" for minute in [0, *minutes]])
+    top.set_xlabel(f"minutes, at {speed:,} steps/s")
+    top.set_xticks([0, *places], ["0"] + [f"{m:.1f}" if m < 10 else f"{m:.0f}" for m in minutes])
 
 
 # ---- tables
