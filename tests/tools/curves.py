@@ -120,8 +120,8 @@ def draw_group(axes, group):
     axes.text(0.45, 0, "equal to the opponent", va="bottom", ha="center",
               transform=axes.get_yaxis_transform())
     for curve in group.curves:
-        axes.plot(curve.episodes, curve.means, lw=0.9, alpha=0.7)
-    axes.plot([], [], "gray", lw=0.9, label="one run")
+        axes.plot(curve.episodes, curve.means, "tab:blue", lw=0.9, alpha=0.6)
+    axes.plot([], [], "tab:blue", lw=0.9, alpha=0.6, label="one run")
     shortest = min(group.curves, key=lambda curve: len(curve.means))
     if len(group.curves) > 1:
         count = len(shortest.means)

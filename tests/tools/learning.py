@@ -41,7 +41,7 @@ def untrained(run):
 
 def trained(run):
     score = pg_pong.running_means(run.scores)[-1]
-    return Agent(run.model, f"{len(run.scores):,} episodes", f"mean score {score:+.1f}")
+    return Agent(run.model, f"{len(run.scores):,} episodes", f"running mean {score:+.1f}")
 
 
 # ---- a game
@@ -70,7 +70,7 @@ def frame(agent):
     """What stays: the text, and a gap on the right. There is room for the game."""
     image = Image.new("RGB", (WIDTH + GAP, TOP + GAME), "white")
     canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(16)
+    font = ImageFont.load_default(15)
     for line, text in enumerate([agent.title, agent.score]):
         canvas.text((WIDTH / 2, 19 * line), text, "black", font, anchor="ma")
     return np.array(image)
