@@ -245,7 +245,7 @@ def draw(args):
         axes.axvspan(min(unchanged), max(unchanged), color="tab:red", alpha=0.13, lw=0,
                      label="range of the unchanged runs")
     axes.axvline(UNTRAINED, color="black", lw=1, ls="--", label=f"untrained: {UNTRAINED}")
-    axes.plot([], [], "o", color="tab:blue", alpha=0.7, label="a seed")
+    axes.plot([], [], "o", color="tab:blue", alpha=0.7, label="a run")
     axes.plot([], [], "|", color="tab:blue", ms=12, mew=3, label="the median")
     axes.set_yticks(range(len(names)), names)
     for label in axes.get_yticklabels():
