@@ -13,6 +13,19 @@ The second command trains nothing. It takes the running means from a file: those
 ideas, which took some 7 hours of one core. With them, it draws assets/ideas.png.
 
 The tool does not notice when pg_pong.py changes: begin with an empty folder then.
+
+What was measured beside the means (all with seed 0, where no other is named):
+
+- one picture: after 11.3 million steps it is at -8.4, and the unchanged run at -7.7. Two pictures,
+  by steps: seed 0 is behind the unchanged run, seed 2 ahead, and seed 1 far ahead.
+- no reset at points: in a game lost 0 to 21, the standardized returns with and without the reset
+  have a correlation of 0.7 to 0.8.
+- plain ascent: at 1e-3, the first layer moves a 17th as far as with RMSProp, and the second twice
+  as far. At 1e-2 and 1e-4, the mean of the episodes 501 to 1,000 is -19.5 to -20.9 (six runs).
+- gamma 0.9: from a stroke to the point that it wins, the median is 44 steps.
+- won points alone: a beginner loses 60% of the games 0 to 21, and they teach nothing then. Why it
+  gets worse than it was, as with gamma 1, we do not know.
+- likelier action: with nothing sampled, only the game's own chance brings variety.
 """
 import argparse
 import functools
