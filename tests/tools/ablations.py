@@ -10,20 +10,23 @@ replaced. VARIANTS says which. Each run has a process of its own, and is saved t
 same command only prints the table again, and --plot draws its last column.
 
 The second command trains nothing. It takes the running means from a file: those of the README's
-ideas, which took some 7 hours of one core. With them, it draws assets/ideas.png.
+ideas, which took some 7 hours of one core. (All variants take 8.) With them, it draws
+assets/ideas.png.
 
 The tool does not notice when pg_pong.py changes: begin with an empty folder then.
 
-What was measured beside the means (all with seed 0, where no other is named):
+What was measured beside the means:
 
-- one picture: after 11.3 million steps it is at -8.4, and the unchanged run at -7.7. Two pictures,
-  by steps: seed 0 is behind the unchanged run, seed 2 ahead, and seed 1 far ahead.
+- one picture: after 11.3 million steps, seed 0 is at -8.4, and the unchanged one at -7.7. Two
+  pictures, by steps: seed 0 is behind the unchanged run, seed 2 ahead, and seed 1 far ahead.
 - no reset at points: in a game lost 0 to 21, the standardized returns with and without the reset
-  have a correlation of 0.7 to 0.8.
+  have a correlation of 0.7 to 0.8 (six games).
 - plain ascent: at 1e-3, the first layer moves a 17th as far as with RMSProp, and the second twice
   as far. At 1e-2 and 1e-4, the mean of the episodes 501 to 1,000 is -19.5 to -20.9 (six runs).
-- gamma 0.9: from a stroke to the point that it wins, the median is 44 steps.
-- won points alone: a beginner loses 60% of the games 0 to 21, and they teach nothing then. Why it
+- gamma 0.9: from a stroke to the point that it wins, the median is 44 steps (84 points of a
+  trained agent).
+- won points alone: a beginner loses 60% of the games 0 to 21 (of 30), and they teach nothing
+  then. Nothing is standardized here, either. Why it
   gets worse than it was, as with gamma 1, we do not know.
 - likelier action: with nothing sampled, only the game's own chance brings variety.
 """
@@ -273,7 +276,10 @@ def draw(args):
 
 def read_record(file):
     """{variant: {episodes: running means after them, one for each seed}}"""
-    return json.loads(Path(file).read_text())
+    try:
+        return json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(error)
 
 
 def parse_flags():
@@ -288,7 +294,10 @@ def parse_flags():
     add("--processes", type=int, default=os.cpu_count(), help="runs at a time")
     add("--plot", metavar="FILE.png", help="draw the last column, too")
     add("--record", type=read_record, metavar="FILE.json", help="train nothing: take these means")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.record and not means_after(args, "unchanged", args.episodes):
+        parser.error(f"the record has no means after {args.episodes} episodes")
+    return args
 
 
 def main():

@@ -1,22 +1,22 @@
-"""Draw the running means of several runs, and print them as tables.
+r"""Draw the running means of several runs, and print them as tables.
 
     python tests/tools/curves.py FILE.png SAVE...
     python tests/tools/curves.py FILE.png --group TITLE SAVE... [--group TITLE SAVE...]...
                                  [--speed 9000 [7000...]]
 
 Each group of saves is drawn beside the others: a thin line for each run, and a bold one for their
-mean, as far as all of them go. Where a group's runs play the post's game and get that far, the
-post's result is marked.
+mean, as far as all of them go. Where a run of the post's game gets that far, the post's result
+is marked.
 
 With --speed, a second axis tells the minutes that so many steps per second would take. (Give one
 number for all groups, or one for each.) A save holds how many steps its run has made in all, but
 not after which episode, and episodes get longer as the agent gets better. So the axis has ticks
-only where the steps are known: where runs end (if several end there, it is the mean of their
-steps), and where earlier saves of these runs were made, if you give them, too.
+only where the steps are known: where runs end, and where earlier saves of some of these runs were
+made, if you give them, too. If there are several, it is the mean of their steps.
 
-In the place of a group's saves may stand a record: a file of JSON that holds the mean of every so
-many episodes of each run, and the steps after some episodes. For saves are large, and a record is
-not. The README's picture is
+In the place of a group's saves may stand one record, FILE.json. It holds the mean of every so many
+episodes of each run, and the steps after some episodes. So a run can be drawn whose save is gone.
+The README's picture is
 
     python tests/tools/curves.py assets/curves.png --speed 9000 6000 \
         --group "Pong-v0, the post's" tests/tools/records/default.json \
@@ -48,18 +48,18 @@ class Group:
     """Curves that are drawn together, and what is known of their steps."""
 
     def __init__(self, title, paths):
-        self.title = title
         self.steps = {}  # {episodes: mean of the steps that were made until then}
-        if paths[0].endswith(".json"):
+        if len(paths) == 1 and paths[0].endswith(".json"):
             self.read_record(json.loads(Path(paths[0]).read_text()))
         else:
             self.read_saves([pg_pong.load(path) for path in paths])
+        self.title = title or self.game
         self.longest = max(curve.episodes[-1] for curve in self.curves)
 
     def read_saves(self, saves):
         self.runs = [save for save in saves if not any(is_earlier(save, s) for s in saves)]
         self.curves = [curve_of(run) for run in self.runs]
-        self.is_of_post = all(run.settings.game == "Pong-v0" for run in self.runs)
+        self.game = " and ".join(sorted({run.settings.game for run in self.runs}))
         self.axis = "episodes (running mean of the score)"
         for count in {len(save.scores) for save in saves}:
             steps = [save.steps for save in saves if len(save.scores) == count]
@@ -73,7 +73,7 @@ class Group:
         for means in record["means"].values():
             middles = width * np.arange(len(means)) + width // 2
             self.curves.append(Curve(middles, np.array(means)))
-        self.is_of_post = record["game"] == "Pong-v0"
+        self.game = record["game"]
         self.axis = f"episodes (each point: the mean score of {width})"
         for count, steps in record["steps"].items():
             self.steps[int(count)] = steps
@@ -127,13 +127,13 @@ def draw_group(axes, group):
         count = len(shortest.means)
         mean = np.mean([curve.means[:count] for curve in group.curves], axis=0)
         axes.plot(shortest.episodes, mean, "black", lw=2.5, label=f"mean of {len(group.curves)}")
-    if group.is_of_post and max(group.steps) >= POST:
+    if group.game == "Pong-v0" and max(group.steps) >= POST:
         axes.plot(POST, 0.6, "*", color="black", ms=13)
         axes.annotate("the post: slightly above 0\nafter about 8,000", (POST, 0.6), (-4, 28),
                       textcoords="offset points", ha="right", va="bottom",
                       arrowprops={"arrowstyle": "-"})
     axes.set_ylim(-21.5, 21.5)
-    axes.set_xlim(0, 1.03 * max(group.longest, *group.steps))
+    axes.set_xlim(0, 1.03 * max(group.steps))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower right")
 
@@ -177,8 +177,7 @@ def parse_flags():
     add("--speed", type=int, nargs="+", help="steps/s, for all groups or for each")
     args = parser.parse_args()
     if args.saves:
-        game = pg_pong.load(args.saves[0]).settings.game
-        args.group.insert(0, [game, *args.saves])
+        args.group.insert(0, [None, *args.saves])
     if not args.group or not all(saves for _, *saves in args.group):
         parser.error("a group needs a save")
     args.speed = args.speed or [None]
@@ -193,11 +192,10 @@ def main():
     args = parse_flags()
     groups = [Group(title, saves) for title, *saves in args.group]
     for group in groups:
-        if not group.runs:  # but a record, which is no run
-            continue
-        print(f"{group.title}:")
-        print_runs(group)
-        print_table(group)
+        if group.runs:  # there are none where the curves are of a record
+            print(f"{group.title}:")
+            print_runs(group)
+            print_table(group)
     draw(groups, args.speed, args.file)
 
 

@@ -4,7 +4,7 @@
 
 The saves are of one run, the earliest first; two or three fit well. Side by side are the untrained
 network that this run began with, and then each save, all playing the run's game with the same
-random numbers. Above each game stands how many episodes the agent has learned from, and the running
+random numbers. Above each trained one stands how many episodes it has learned from, and the running
 mean of its score by then.
 
 The README's picture is of the saves of one command: the README's for the easiest game, with
