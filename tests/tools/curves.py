@@ -54,7 +54,6 @@ class Group:
         else:
             self.read_saves([pg_pong.load(path) for path in paths])
         self.title = title or self.game
-        self.longest = max(curve.episodes[-1] for curve in self.curves)
 
     def read_saves(self, saves):
         self.runs = [save for save in saves if not any(is_earlier(save, s) for s in saves)]
@@ -157,7 +156,8 @@ def print_runs(group):
 
 def print_table(group):
     """A row per run: its running mean after so many episodes, and when it first reaches 0."""
-    columns = [n for n in EPISODES if n < group.longest] + [group.longest]
+    longest = max(len(run.scores) for run in group.runs)
+    columns = [n for n in EPISODES if n < longest] + [longest]
     print("| seed |", " | ".join(f"{n:,}" for n in columns), "| first at 0 |")
     print("|---" * (2 + len(columns)) + "|")
     for run, curve in zip(group.runs, group.curves):
